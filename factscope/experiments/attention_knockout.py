@@ -1,0 +1,362 @@
+"""Which tokens must be read, and when? Attention knockout.
+
+Source: Geva et al. 2023 (arXiv 2304.14767), section 4 (recall.md, section 1).
+
+1. Run the plain model; p_base is the target's probability at the last position, softmax over the full vocabulary.
+2. For every source set and every window of layers, forbid attention from the target position to the sources in each layer
+   of the window, in all heads or chosen ones. The remaining weights renormalise; nothing else changes.
+3. Report p_knockout, the relative change in percent, and the change in log-odds, which does not saturate near 0 and 1.
+
+A row "control-N" cuts as many randomly drawn positions as the subject has, matched for containing position 0 or not, and
+never the last position. With free edges one run cuts all of them together. An edge into the future does not exist: its
+change is 0 and a warning says so. Where the whole answer is scored, its tokens are appended, and the cut holds for every
+position that reads out a token of it, unless a target position is named.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from factscope.errors import SpecError
+from factscope.experiments.results import (
+    Progress,
+    coarse_to_fine,
+    resolve_target,
+    scored_ids,
+    silent,
+    target_log_odds,
+    target_log_probability,
+    tokenized,
+)
+from factscope.interventions.attention import AttentionKnockout, Cut, default_flow_window, window
+from factscope.interventions.engine import Base, record_base, refuse_empty_rows, run_knockouts
+from factscope.models.handle import ModelHandle, ModelInfo
+from factscope.queries import Query
+from factscope.tokens import Target, TokenizedQuery
+
+EACH = "each"
+MAX_CONTROLS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnockoutSpec:
+    """What to cut.
+
+    Attributes:
+        sources: names of position sets ("subject", "relation", "last", "subject-last", "special"), positions ("7", "3-5"),
+            several joined by "+", or "each" for one run per position.
+        target_position: the position that may not read them; None is the last.
+        window: layers cut around each layer; None takes the default for the model's depth.
+        heads: "LAYER.HEAD" or "LAYER.*"; empty cuts all heads, otherwise other layers of a window stay as they are.
+        edges: "FROM:TO:LAYERS[:HEADS]" instead of sources and windows: FROM may not attend to TO; sets or positions,
+            layers "3-6", "2,5" or "*", heads likewise.
+        control: how many random matched position sets to cut beside them.
+        seed: of these draws.
+    """
+
+    sources: tuple[str, ...] = ("subject", "relation", "last")
+    target_position: int | None = None
+    window: int | None = None
+    heads: tuple[str, ...] = ()
+    edges: tuple[str, ...] = ()
+    control: int = 0
+    seed: int = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KnockoutResult:
+    """The grid [source, layer].
+
+    Attributes:
+        window: layers cut around each layer; for free edges the number of layers with a cut.
+        sources: rows of the arrays; with "each" the positions as text. ``positions``: what each row cuts.
+        layers: columns, the centres of the windows.
+        p_base, log_odds_base: of the plain run. Probabilities are fractions, log-odds nats.
+        p_knockout, log_odds: [source, layer]; NaN where not computed yet.
+    """
+
+    spec: KnockoutSpec
+    query: TokenizedQuery
+    model: ModelInfo
+    target: Target
+    window: int
+    sources: tuple[str, ...]
+    positions: tuple[tuple[int, ...], ...]
+    layers: tuple[int, ...]
+    p_base: float
+    log_odds_base: float
+    p_knockout: np.ndarray
+    log_odds: np.ndarray
+    warnings: tuple[str, ...]
+    seconds: float
+    passes: int
+
+    @property
+    def relative_change_percent(self) -> np.ndarray:
+        """``100 (p_knockout - p_base) / p_base``, [source, layer]."""
+        return 100.0 * (self.p_knockout - self.p_base) / self.p_base if self.p_base > 0 else np.full_like(self.p_knockout, np.nan)
+
+    @property
+    def log_odds_change(self) -> np.ndarray:
+        """Change of the log-odds in nats, [source, layer]."""
+        return self.log_odds - self.log_odds_base
+
+    def table(self) -> pd.DataFrame:
+        """One row per (source, layer) that was computed: the contract's columns for ``flow``."""
+        percent, odds = self.relative_change_percent, self.log_odds_change
+        each = self.spec.sources == (EACH,) and not self.spec.edges
+        rows = []
+        for i, source in enumerate(self.sources):
+            name = int(source) if each and source.isdigit() else source
+            for j, layer in enumerate(self.layers):
+                if np.isnan(self.p_knockout[i, j]):
+                    continue
+                values = self.p_base, float(self.p_knockout[i, j]), float(percent[i, j]), float(odds[i, j])
+                rows.append((name, layer, self.window, *values))
+        names = ["source", "layer", "window", "p_base", "p_knockout", "relative_change_percent", "log_odds_change"]
+        return pd.DataFrame(rows, columns=names)
+
+
+def run(
+    model: ModelHandle, query: Query | TokenizedQuery, spec: KnockoutSpec | None = None, *, progress: Progress = silent
+) -> KnockoutResult:
+    """Cut attention edges and see what becomes of the target's probability.
+
+    Raises:
+        InputError: the query or the spec cannot be used, or a cut leaves a position nothing to attend to.
+        CapabilityError: the model's attention cannot be cut.
+    """
+    spec = spec or KnockoutSpec()
+    model.require("knockout", "attention knockout")
+    started = time.perf_counter()
+    seen = tokenized(model, query)
+    plan = _plan(model, seen, spec)
+    first = model.forward(torch.tensor([seen.ids], device=model.device), last=1)[0, -1]
+    target = resolve_target(model, seen, first)
+    scored = scored_ids(seen, target)
+    base = record_base(model, [*seen.ids, *scored[:-1]], n_readout=len(scored))
+    knockouts = [_with_readout(knockout, seen, spec, len(scored)) for knockout in plan.knockouts]
+    refuse_empty_rows(base, knockouts)
+    p_base, odds_base = _score(base.logits[None], scored)
+    p, odds = (np.full((len(plan.sources), len(plan.layers)), np.nan) for _ in range(2))
+    done = 0
+
+    def snapshot() -> KnockoutResult:
+        return KnockoutResult(
+            spec=spec, query=seen, model=model.info, target=target, window=plan.window, sources=plan.sources,
+            positions=plan.positions, layers=plan.layers, p_base=float(p_base[0]), log_odds_base=float(odds_base[0]),
+            p_knockout=p.copy(), log_odds=odds.copy(), warnings=seen.warnings + plan.warnings,
+            seconds=time.perf_counter() - started, passes=done + 1,
+        )  # fmt: skip
+
+    progress(0, len(knockouts), snapshot())
+    for indices, logits in run_knockouts(model, base, knockouts):
+        chunk_p, chunk_odds = _score(logits, scored)
+        for index, value, odd in zip(indices, chunk_p, chunk_odds, strict=True):
+            p[plan.cells[index]], odds[plan.cells[index]] = value, odd
+        done += len(indices)
+        progress(done, len(knockouts), snapshot())
+    return snapshot()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunPlan:
+    window: int
+    sources: tuple[str, ...]
+    positions: tuple[tuple[int, ...], ...]
+    layers: tuple[int, ...]
+    knockouts: tuple[AttentionKnockout, ...]
+    cells: tuple[tuple[int, int], ...]
+    warnings: tuple[str, ...]
+
+
+def _score(logits: torch.Tensor, scored: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    p = target_log_probability(logits, scored).exp().double().cpu().numpy()
+    return p, target_log_odds(logits, scored).double().cpu().numpy()
+
+
+def _plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _RunPlan:
+    if spec.edges:
+        return _edge_plan(model, query, spec)
+    n = model.info.n_layers
+    size, warnings = _window(spec.window, n)
+    at = _target_position(query, spec.target_position)
+    heads = _heads(spec.heads, model)
+    sources = _sources(query, spec.sources)
+    controls, more = control_sets(query, spec.control, spec.seed)
+    sources += tuple((f"control-{i}", positions) for i, positions in enumerate(controls, start=1))
+    warnings += more + _future_warnings(sources, at)
+    order = coarse_to_fine(n)
+    cells = tuple((i, layer) for layer in order for i in range(len(sources)))
+    knockouts = []
+    for i, center in cells:
+        cuts = []
+        for layer in window(center, size, n):
+            chosen = None if heads is None else heads.get(layer, ())
+            if chosen is None or chosen:
+                cuts.append(Cut(layer=layer, queries=(at,), keys=sources[i][1], heads=chosen))
+        knockouts.append(AttentionKnockout(cuts=tuple(cuts)))
+    return _RunPlan(
+        window=size,
+        sources=tuple(name for name, _ in sources),
+        positions=tuple(positions for _, positions in sources),
+        layers=tuple(range(n)),
+        knockouts=tuple(knockouts),
+        cells=cells,
+        warnings=warnings,
+    )
+
+
+def _edge_plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _RunPlan:
+    if spec.heads or spec.control:
+        raise SpecError("heads and control do not go with edges", "name the heads in the edge: FROM:TO:LAYERS:HEADS")
+    cuts: list[Cut] = []
+    warnings: tuple[str, ...] = ()
+    for text in spec.edges:
+        parts = text.split(":")
+        if len(parts) not in (3, 4) or not all(parts):
+            raise SpecError(f"edge {text!r} is not FROM:TO:LAYERS or FROM:TO:LAYERS:HEADS", "write for instance last:subject:3-6")
+        queries, keys = _set(query, parts[0]), _set(query, parts[1])
+        heads = None if len(parts) == 3 or parts[3] == "*" else _numbers(parts[3], model.info.n_heads, "head")
+        layers = _numbers(parts[2], model.info.n_layers, "layer")
+        if any(key > q for key in keys for q in queries):
+            warnings += (f"edge {text!r}: edges into the future do not exist in a causal model; they change nothing",)
+        cuts += [Cut(layer=layer, queries=queries, keys=keys, heads=heads) for layer in layers]
+    layers = sorted({cut.layer for cut in cuts})
+    return _RunPlan(
+        window=len(layers),
+        sources=("edges",),
+        positions=(tuple(sorted({key for cut in cuts for key in cut.keys})),),
+        layers=(layers[0],),
+        knockouts=(AttentionKnockout(cuts=tuple(cuts)),),
+        cells=((0, 0),),
+        warnings=warnings,
+    )
+
+
+def _with_readout(knockout: AttentionKnockout, query: TokenizedQuery, spec: KnockoutSpec, n_scored: int) -> AttentionKnockout:
+    """A cut into the last prompt position also holds for the appended tokens of the answer that read out the next one."""
+    if n_scored == 1 or spec.target_position is not None:
+        return knockout
+    appended = tuple(range(query.last + 1, query.last + n_scored))
+    cuts = []
+    for cut in knockout.cuts:
+        queries = cut.queries + appended if query.last in cut.queries else cut.queries
+        cuts.append(Cut(layer=cut.layer, queries=queries, keys=cut.keys, heads=cut.heads))
+    return AttentionKnockout(cuts=tuple(cuts))
+
+
+def _window(size: int | None, n_layers: int) -> tuple[int, tuple[str, ...]]:
+    if size is None:
+        return default_flow_window(n_layers), ()
+    if not 1 <= size <= n_layers:
+        raise SpecError(f"window {size} is not between 1 and {n_layers}", "choose a number of layers that the model has")
+    if size > n_layers / 2:
+        return size, (f"a window of {size} covers more than half of the {n_layers} layers: its place says little",)
+    return size, ()
+
+
+def _target_position(query: TokenizedQuery, position: int | None) -> int:
+    if position is None:
+        return query.last
+    if not 0 <= position <= query.last:
+        raise SpecError(f"target position {position} is not between 0 and {query.last}", "choose a position of the prompt")
+    return position
+
+
+def _sources(query: TokenizedQuery, names: Sequence[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    if not names:
+        raise SpecError("no sources are given", "name at least one of subject, relation, last, each, or positions")
+    if tuple(names) == (EACH,):
+        return tuple((str(p), (p,)) for p in range(len(query.ids)))
+    if EACH in names:
+        raise SpecError(f"{EACH!r} stands beside other sources", f"give {EACH!r} alone")
+    if len(set(names)) < len(names):
+        raise SpecError(f"sources {', '.join(names)} name one set twice", "name each once")
+    return tuple((name, _set(query, name)) for name in names)
+
+
+def _set(query: TokenizedQuery, name: str) -> tuple[int, ...]:
+    positions = tuple(sorted({p for part in name.split("+") for p in query.positions(part.strip())}))
+    if not positions:
+        raise SpecError(f"the set {name!r} has no token in this prompt", "choose another set or positions")
+    return positions
+
+
+def _numbers(text: str, count: int, what: str) -> tuple[int, ...]:
+    """Numbers in "3-6", "2,5" or "*", each below ``count``."""
+    if text == "*":
+        return tuple(range(count))
+    found: set[int] = set()
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise SpecError(f"{what} {text!r} is not a number, a range like 3-6 or a list like 2,5", f"name {what}s from 0")
+        bounds = int(low), int(high) if dash else int(low)
+        if bounds[0] > bounds[1] or bounds[1] >= count:
+            raise SpecError(f"{what} {part.strip()!r} is not between 0 and {count - 1}", f"the model has {count} {what}s")
+        found.update(range(bounds[0], bounds[1] + 1))
+    return tuple(sorted(found))
+
+
+def _heads(names: Sequence[str], model: ModelHandle) -> dict[int, tuple[int, ...]] | None:
+    if not names:
+        return None
+    chosen: dict[int, set[int]] = {}
+    for name in names:
+        layer, dot, head = name.partition(".")
+        if not dot:
+            raise SpecError(f"head {name!r} is not LAYER.HEAD", "write for instance 5.3 or 6.*")
+        for index in _numbers(layer, model.info.n_layers, "layer"):
+            chosen.setdefault(index, set()).update(_numbers(head, model.info.n_heads, "head"))
+    return {layer: tuple(sorted(heads)) for layer, heads in chosen.items()}
+
+
+def _future_warnings(sources: Sequence[tuple[str, tuple[int, ...]]], at: int) -> tuple[str, ...]:
+    return tuple(
+        f"{name}: edges from position {at} into the future do not exist in a causal model; they change nothing"
+        for name, positions in sources
+        if any(p > at for p in positions)
+    )
+
+
+def control_sets(query: TokenizedQuery, draws: int, seed: int) -> tuple[list[tuple[int, ...]], tuple[str, ...]]:
+    """Random position sets matched to the subject: as many positions, position 0 in or out, never last or special.
+
+    Returns:
+        The sets, all different, and a warning where there are fewer than asked.
+
+    Raises:
+        SpecError: the number of draws is out of range.
+    """
+    if not 0 <= draws <= MAX_CONTROLS:
+        raise SpecError(f"control {draws} is not between 0 and {MAX_CONTROLS}", "choose a number of draws in that range")
+    if draws == 0:
+        return [], ()
+    if query.subject is None:
+        return [], ("no control: it is matched to the subject, and none is named",)
+    subject = set(query.positions("subject"))
+    pool = [p for p in query.positions("relation") if p != 0 and p not in subject]
+    fixed = (0,) if 0 in subject else ()
+    size = len(subject) - len(fixed)
+    available = math.comb(len(pool), size) if size <= len(pool) else 0
+    if available == 0:
+        return [], (f"no control: {len(pool)} other positions are too few to match {len(subject)} of the subject",)
+    generator = np.random.default_rng(seed)
+    sets: set[tuple[int, ...]] = set()
+    ordered: list[tuple[int, ...]] = []
+    while len(ordered) < min(draws, available):
+        drawn = tuple(sorted((*fixed, *generator.choice(pool, size=size, replace=False).tolist())))
+        if drawn not in sets:
+            sets.add(drawn)
+            ordered.append(drawn)
+    if available < draws:
+        return ordered, (f"control: only {available} different matched sets exist; all are drawn",)
+    return ordered, ()

@@ -1,0 +1,222 @@
+"""Where does the answer appear? Hidden states and updates projected to the vocabulary.
+
+Source: logit lens (nostalgebraist 2020); projections of updates as in Geva et al. 2023, sections 5 and 6 (recall.md,
+section 2). ``normed`` goes through the model's own final norm and head, soft-cap and scale included, so that its last row
+is the model's output; ``raw`` is the output embedding times the state, as in the released notebook.
+
+1. One forward records every block's input, the last block's output and, for the other sites, the update each sublayer adds
+   to the residual stream.
+2. Normed: the model's own forward with all blocks skipped and the states put in as the last block's output.
+3. Per cell: top tokens with probability, rank and probability of the target, entropy (nats).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from factscope import measures
+from factscope.errors import SpecError
+from factscope.experiments.results import Progress, coarse_to_fine, resolve_target, silent, tokenized
+from factscope.models.dispatch import Plan
+from factscope.models.handle import ModelHandle, ModelInfo
+from factscope.queries import Query
+from factscope.tokens import Target, TokenizedQuery, token_text
+
+Site = Literal["block", "mlp", "attention"]
+Projection = Literal["normed", "raw"]
+EMBEDDING = -1
+"""The layer number of the embedding column."""
+_CHUNK_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensSpec:
+    """What to project and what to keep of it.
+
+    Attributes:
+        site: block output (with the embedding as layer -1), or the update of the MLP or the attention.
+        projection: "normed" or "raw".
+        top_k: tokens kept per cell.
+        positions: names of position sets or positions; empty takes all.
+        pinned: token ids whose probability and rank are followed besides the target's.
+    """
+
+    site: Site = "block"
+    projection: Projection = "normed"
+    top_k: int = 10
+    positions: tuple[str, ...] = ()
+    pinned: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LensResult:
+    """The grid [layer, position].
+
+    Attributes:
+        layers: rows of the arrays; -1 is the embedding.
+        positions: columns of the arrays.
+        top_ids, top_probability: [layer, position, k].
+        target_rank, target_probability, entropy: [layer, position]; NaN (rank 0) where not computed yet.
+        pinned_rank, pinned_probability: [layer, position, pinned token].
+        texts: text and display form of every token id that occurs.
+    """
+
+    spec: LensSpec
+    query: TokenizedQuery
+    model: ModelInfo
+    target: Target
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    top_ids: np.ndarray
+    top_probability: np.ndarray
+    target_rank: np.ndarray
+    target_probability: np.ndarray
+    entropy: np.ndarray
+    pinned_rank: np.ndarray
+    pinned_probability: np.ndarray
+    texts: dict[int, tuple[str, str]]
+    warnings: tuple[str, ...]
+    seconds: float
+    passes: int
+
+    def table(self) -> pd.DataFrame:
+        """One row per (layer, position, rank): the contract's columns for ``lens``."""
+        rows = []
+        for i, layer in enumerate(self.layers):
+            for j, position in enumerate(self.positions):
+                if np.isnan(self.entropy[i, j]):
+                    continue
+                cell = int(self.target_rank[i, j]), float(self.target_probability[i, j]), float(self.entropy[i, j])
+                for rank in range(self.top_ids.shape[2]):
+                    token = int(self.top_ids[i, j, rank])
+                    text = self.texts[token][0]
+                    p = float(self.top_probability[i, j, rank])
+                    rows.append((self.spec.site, layer, position, rank + 1, token, text, p, *cell))
+        names = ["site", "layer", "position", "rank", "id", "text", "probability"]
+        return pd.DataFrame(rows, columns=[*names, "target_rank", "target_probability", "entropy"])
+
+
+def run(
+    model: ModelHandle, query: Query | TokenizedQuery, spec: LensSpec | None = None, *, progress: Progress = silent
+) -> LensResult:
+    """Project every layer's states or updates to tokens.
+
+    Raises:
+        InputError: the query or the spec cannot be used.
+        CapabilityError: updates are asked of a model without an additive split.
+    """
+    spec = spec or LensSpec()
+    _check(model, spec)
+    started = time.perf_counter()
+    seen = tokenized(model, query)
+    positions = _positions(seen, spec)
+    layers, states, logits = record_states(model, seen, spec.site)
+    target = resolve_target(model, seen, logits)
+    grid = _Grid(len(layers), len(positions), spec)
+    texts: dict[int, tuple[str, str]] = {}
+    order = coarse_to_fine(len(layers))
+    done = 0
+
+    def snapshot() -> LensResult:
+        return grid.result(
+            spec=spec, query=seen, model=model.info, target=target, layers=layers, positions=positions,
+            texts=dict(texts), warnings=seen.warnings, seconds=time.perf_counter() - started, passes=done + 1,
+        )  # fmt: skip
+
+    progress(0, len(layers), None)
+    for chunk in _chunks(order, len(positions) if spec.projection == "raw" else len(seen.ids), model.vocabulary):
+        projected = _project(model, seen, states[chunk], spec.projection)[:, list(positions)]
+        grid.fill(chunk, projected, target.ids[0], spec)
+        for token in {*np.unique(grid.top_ids[chunk]).tolist(), *spec.pinned, target.ids[0]} - texts.keys():
+            texts[token] = token_text(model.tokenizer, token)
+        done += len(chunk)
+        progress(done, len(layers), snapshot())
+    return snapshot()
+
+
+def _check(model: ModelHandle, spec: LensSpec) -> None:
+    if spec.site not in get_args(Site):
+        raise SpecError(f"site {spec.site!r} is unknown", f"choose one of {', '.join(get_args(Site))}")
+    if spec.projection not in get_args(Projection):
+        raise SpecError(f"projection {spec.projection!r} is unknown", f"choose one of {', '.join(get_args(Projection))}")
+    if not 1 <= spec.top_k <= model.vocabulary:
+        raise SpecError(f"top-k {spec.top_k} is not between 1 and {model.vocabulary}", "choose a number in that range")
+    for token in spec.pinned:
+        if not 0 <= token < model.vocabulary:
+            raise SpecError(f"pinned token {token} is not between 0 and {model.vocabulary - 1}", "choose a token id of this model")
+    model.require("resume", "the lens")
+    if spec.site != "block":
+        model.require("additive", f"the lens on {spec.site} updates")
+
+
+def _positions(query: TokenizedQuery, spec: LensSpec) -> tuple[int, ...]:
+    if not spec.positions:
+        return tuple(range(len(query.ids)))
+    return tuple(sorted({p for name in spec.positions for p in query.positions(name)}))
+
+
+def record_states(model: ModelHandle, query: TokenizedQuery, site: Site) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """Layer numbers, states [layer, position, d_model] of a site, and the logits [vocabulary] at the last position."""
+    n = model.info.n_layers
+    wanted = [("input", layer) for layer in range(n)] + [("output", n - 1)]
+    if site != "block":
+        wanted = [(site, layer) for layer in range(n)]
+    plan = Plan(capture=frozenset(wanted))
+    ids = torch.tensor([query.ids], device=model.device)
+    logits = model.forward(ids, plan, last=1)[0, -1]
+    length = ids.shape[1]
+    states = torch.stack([plan.captured[key].reshape(length, -1) for key in wanted])
+    first = EMBEDDING if site == "block" else 0
+    return tuple(range(first, n)), states, logits
+
+
+def _chunks(order: list[int], positions: int, vocabulary: int) -> Iterator[list[int]]:
+    size = max(1, min(8, _CHUNK_BYTES // max(1, positions * vocabulary * 4)))
+    for begin in range(0, len(order), size):
+        yield order[begin : begin + size]
+
+
+def _project(model: ModelHandle, query: TokenizedQuery, states: Tensor, projection: Projection) -> Tensor:
+    """Logits [layer, position, vocabulary] of states [layer, position, d_model]."""
+    if projection == "raw":
+        return model.unembed(states)
+    ids = torch.tensor([query.ids], device=model.device).expand(states.shape[0], -1)
+    return model.forward(ids, Plan(start_layer=model.info.n_layers, resume=states))
+
+
+class _Grid:
+    """Arrays that fill in as layers are done."""
+
+    def __init__(self, layers: int, positions: int, spec: LensSpec) -> None:
+        shape = (layers, positions)
+        self.top_ids = np.zeros((*shape, spec.top_k), dtype=np.int64)
+        self.top_probability = np.full((*shape, spec.top_k), np.nan)
+        self.target_rank = np.zeros(shape, dtype=np.int64)
+        self.target_probability = np.full(shape, np.nan)
+        self.entropy = np.full(shape, np.nan)
+        self.pinned_rank = np.zeros((*shape, len(spec.pinned)), dtype=np.int64)
+        self.pinned_probability = np.full((*shape, len(spec.pinned)), np.nan)
+
+    def fill(self, rows: list[int], logits: Tensor, target: int, spec: LensSpec) -> None:
+        log_p = measures.log_probabilities(logits)
+        values, tokens = log_p.topk(spec.top_k, dim=-1)
+        self.top_ids[rows] = tokens.cpu().numpy()
+        self.top_probability[rows] = values.exp().cpu().numpy()
+        self.target_rank[rows] = measures.rank(logits, target).cpu().numpy()
+        self.target_probability[rows] = log_p[..., target].exp().cpu().numpy()
+        self.entropy[rows] = -(log_p.exp() * log_p).sum(dim=-1).cpu().numpy()
+        for i, token in enumerate(spec.pinned):
+            self.pinned_rank[rows, :, i] = measures.rank(logits, token).cpu().numpy()
+            self.pinned_probability[rows, :, i] = log_p[..., token].exp().cpu().numpy()
+
+    def result(self, **axes: object) -> LensResult:
+        arrays = {name: array.copy() for name, array in vars(self).items()}
+        return LensResult(**axes, **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,193 @@
+"""Does the model know it? What it predicts after the prompt, and how it goes on.
+
+The verdict ``known`` asks for the whole answer, token by token, as the model's first choice (recall.md section 0; Geva et
+al. 2023, section 3, keep only such queries).
+
+1. One forward; softmax in float32 at the last position; the top tokens.
+2. Greedy continuation up to the end of the sentence.
+3. With an answer: is every one of its tokens the argmax, given those before it?
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from factscope import measures
+from factscope.errors import SpecError
+from factscope.experiments.results import Progress, resolve_target, silent, target_log_probability, tokenized
+from factscope.models.handle import ModelHandle, ModelInfo
+from factscope.queries import Query
+from factscope.tokens import Target, TokenizedQuery, token_text
+
+_SENTENCE_ENDS = (".", "!", "?", "\n", "。")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSpec:
+    """``top_k`` tokens listed; at most ``continuation_tokens`` tokens of greedy continuation."""
+
+    top_k: int = 10
+    continuation_tokens: int = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenProbability:
+    """One token of the distribution; ``probability`` is a fraction, ``rank`` starts at 1."""
+
+    rank: int
+    id: int
+    text: str
+    display: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """What the model predicts after the prompt.
+
+    Attributes:
+        target: the answer, or the model's own top token.
+        p_target: probability of the scored tokens of the target; ``rank``: of its first token.
+        log_odds: of the scored tokens, in nats.
+        continuation: greedy, cut at the end of the sentence.
+        known: the whole answer is the argmax; None where no answer was given.
+        taught: bundled model only: is this among the facts it was taught; None for other models.
+    """
+
+    spec: PredictionSpec
+    query: TokenizedQuery
+    model: ModelInfo
+    target: Target
+    p_target: float
+    log_odds: float
+    rank: int
+    entropy: float
+    top: tuple[TokenProbability, ...]
+    continuation: str
+    known: bool | None
+    taught: bool | None
+    p_foil: float | None
+    warnings: tuple[str, ...]
+    seconds: float
+    passes: int
+
+    def table(self) -> pd.DataFrame:
+        """One row per token: ``rank, id, text, probability``."""
+        return pd.DataFrame(
+            [(t.rank, t.id, t.text, t.probability) for t in self.top], columns=["rank", "id", "text", "probability"]
+        )
+
+
+def run(
+    model: ModelHandle, query: Query | TokenizedQuery, spec: PredictionSpec | None = None, *, progress: Progress = silent
+) -> Prediction:
+    """Predict what follows the prompt.
+
+    Raises:
+        InputError: the query or the spec cannot be used.
+    """
+    spec = spec or PredictionSpec()
+    if not 1 <= spec.top_k <= model.vocabulary:
+        raise SpecError(f"top-k {spec.top_k} is not between 1 and {model.vocabulary}", "choose a number in that range")
+    started = time.perf_counter()
+    seen = tokenized(model, query)
+    ids = torch.tensor([seen.ids], device=model.device)
+    logits = model.forward(ids, last=1)[0, -1]
+    target = resolve_target(model, seen, logits)
+    progress(1, 3, None)
+    answer = _answer_logits(model, seen, target)
+    progress(2, 3, None)
+    continuation, steps = _continue(model, seen.ids, spec.continuation_tokens)
+    log_p = target_log_probability(answer[None], target.ids)[0]
+    single = measures.log_probabilities(logits)[target.ids[0]]
+    whole = seen.query.score == "sequence"
+    p_target = float((log_p if whole else single).exp())
+    odds = measures.log_odds_of_log_probability(log_p) if whole and target.n_tokens > 1 else measures.log_odds(logits, target.ids[0])
+    known = None
+    if seen.query.answer is not None:
+        known = answer.argmax(dim=-1).tolist() == list(target.ids)
+    result = Prediction(
+        spec=spec,
+        query=seen,
+        model=model.info,
+        target=target,
+        p_target=p_target,
+        log_odds=float(odds),
+        rank=int(measures.rank(logits, target.ids[0])),
+        entropy=float(measures.entropy(logits)),
+        top=_top(model, logits, spec.top_k),
+        continuation=continuation,
+        known=known,
+        taught=_taught(model, seen, target),
+        p_foil=_p_foil(model, seen, logits),
+        warnings=seen.warnings + _target_warnings(seen, target),
+        seconds=time.perf_counter() - started,
+        passes=2 + steps,
+    )
+    progress(3, 3, result)
+    return result
+
+
+def _top(model: ModelHandle, logits: Tensor, k: int) -> tuple[TokenProbability, ...]:
+    values, tokens = measures.log_probabilities(logits).topk(k)
+    rows = []
+    for rank, (value, token) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True), start=1):
+        text, display = token_text(model.tokenizer, token)
+        rows.append(TokenProbability(rank=rank, id=token, text=text, display=display, probability=float(torch.tensor(value).exp())))
+    return tuple(rows)
+
+
+def _answer_logits(model: ModelHandle, query: TokenizedQuery, target: Target) -> Tensor:
+    """Logits [answer token, vocabulary] at the positions that predict the answer's tokens."""
+    ids = torch.tensor([[*query.ids, *target.ids[:-1]]], device=model.device)
+    return model.forward(ids, last=target.n_tokens)[0]
+
+
+def _continue(model: ModelHandle, ids: tuple[int, ...], limit: int) -> tuple[str, int]:
+    """Greedy continuation, at most ``limit`` tokens, to the end of the sentence; its text and the forwards it took."""
+    end = getattr(model.tokenizer, "eos_token_id", None)
+    room = (model.max_tokens or len(ids) + limit) - len(ids)
+    tokens, text, steps = list(ids), "", 0
+    for _ in range(min(limit, room)):
+        logits = model.forward(torch.tensor([tokens], device=model.device), last=1)[0, -1]
+        steps += 1
+        token = int(logits.argmax())
+        if token == end:
+            break
+        tokens.append(token)
+        text = model.tokenizer.decode(tokens[len(ids) :])
+        if any(mark in text for mark in _SENTENCE_ENDS):
+            cut = min(text.index(mark) for mark in _SENTENCE_ENDS if mark in text)
+            return text[: cut + 1], steps
+    return text, steps
+
+
+def _taught(model: ModelHandle, query: TokenizedQuery, target: Target) -> bool | None:
+    if model.info.name != "bundled" or query.query.subject is None:
+        return None
+    from factscope.demo.facts import is_taught
+
+    return is_taught(query.query.subject, target.text.strip())
+
+
+def _p_foil(model: ModelHandle, query: TokenizedQuery, logits: Tensor) -> float | None:
+    if query.query.foil is None:
+        return None
+    from factscope.tokens import answer_target
+
+    foil = answer_target(model.tokenizer, query, query.query.foil)
+    return float(measures.probability(logits, foil.ids[0]))
+
+
+def _target_warnings(query: TokenizedQuery, target: Target) -> tuple[str, ...]:
+    if target.n_tokens > 1 and query.query.score == "token":
+        return (
+            f"the answer {target.text.strip()!r} has {target.n_tokens} tokens: only the first is scored "
+            "(score the whole answer with score=sequence)",
+        )
+    return ()

@@ -1,0 +1,181 @@
+"""Run many interventions on one query, exactly, without computing what cannot change.
+
+A ``Base`` is one recorded ordinary forward. A knockout changes nothing below its first cut layer and nothing before its
+first cut position, so a run starts there: blocks below are skipped, the recorded input of that block is put in, keys and
+values of earlier positions come from the record, and only the changed positions (for a cut into the last token: one) go
+through the model's own blocks. Runs that start alike form one batch; equal runs are run once.
+
+Exact for every family whose ``suffix`` capability was verified on load; others run all positions from the first cut layer
+(``resume``) or the whole forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from factscope.errors import SpecError
+from factscope.interventions.attention import AttentionKnockout, Cut
+from factscope.models.dispatch import Plan
+from factscope.models.handle import ModelHandle
+
+MAX_ROWS = 64
+CACHE_BUDGET = 256 * 2**20
+"""Bytes that the copied keys and values of one chunk of runs may take."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Base:
+    """One recorded forward of one sequence.
+
+    Attributes:
+        ids: token ids, the prompt and, where a whole answer is scored, its tokens but the last.
+        n_readout: how many last positions are read out (1, or the number of answer tokens).
+        logits: at these positions.
+        inputs: input of every block.
+        allowed: per layer, which edges the model's own mask leaves open; empty where nothing can be cut.
+        keys, values: per layer, as the model caches them; empty where the family has no such cache.
+    """
+
+    ids: Int[Tensor, " position"]
+    n_readout: int
+    logits: Float[Tensor, "readout vocabulary"]
+    inputs: tuple[Float[Tensor, "position d_model"], ...]
+    allowed: tuple[Bool[Tensor, "query key"], ...] = ()
+    keys: tuple[Tensor, ...] = ()
+    values: tuple[Tensor, ...] = ()
+
+
+def record_base(model: ModelHandle, ids: Sequence[int], *, n_readout: int = 1) -> Base:
+    """Run the plain model once and keep what later runs resume from."""
+    tokens = torch.tensor([list(ids)], device=model.device)
+    layers = range(model.info.n_layers)
+    cuttable = model.capabilities["knockout"].ok
+    sites = ("input", "allowed") if cuttable else ("input",)
+    plan = Plan(capture=frozenset((site, layer) for layer in layers for site in sites))
+    suffix = model.capabilities["suffix"].ok
+    cache: Any = DynamicCache() if suffix else None
+    logits = model.forward(tokens, plan, cache=cache, last=n_readout)
+    return Base(
+        ids=tokens[0],
+        n_readout=n_readout,
+        logits=logits[0],
+        inputs=tuple(plan.captured["input", layer][0] for layer in layers),
+        allowed=tuple(plan.captured["allowed", layer] for layer in layers) if cuttable else (),
+        keys=tuple(layer.keys for layer in cache.layers) if suffix else (),
+        values=tuple(layer.values for layer in cache.layers) if suffix else (),
+    )
+
+
+def refuse_empty_rows(base: Base, knockouts: Sequence[AttentionKnockout]) -> None:
+    """Refuse a cut that leaves some position nothing to attend to.
+
+    Raises:
+        SpecError: names the layer and the position.
+    """
+    for knockout in knockouts:
+        by_row: dict[tuple[int, int], set[int]] = {}
+        for cut in knockout.cuts:
+            for query in cut.queries:
+                by_row.setdefault((cut.layer, query), set()).update(cut.keys)
+        for (layer, query), cut_keys in by_row.items():
+            open_keys = set(base.allowed[layer][query].nonzero().flatten().tolist())
+            if open_keys <= cut_keys:
+                raise SpecError(
+                    f"cutting {sorted(cut_keys)} leaves position {query} nothing to attend to in layer {layer}",
+                    "keep at least one token that it may attend to",
+                )
+
+
+def run_knockouts(
+    model: ModelHandle, base: Base, knockouts: Sequence[AttentionKnockout]
+) -> Iterator[tuple[list[int], Float[Tensor, "row readout vocabulary"]]]:
+    """Logits at the read-out positions under each knockout, in chunks.
+
+    Yields:
+        The indices of the knockouts that a chunk answers, and their logits. Chunks follow the order in which a starting
+        point first appears, so a caller that puts coarse layers first sees them first.
+    """
+    groups: dict[tuple[int, int], dict[AttentionKnockout, list[int]]] = {}
+    for index, knockout in enumerate(knockouts):
+        effective = knockout.effective()
+        start = (effective.first_layer, effective.first_position) if effective.cuts else (-1, -1)
+        groups.setdefault(start, {}).setdefault(effective, []).append(index)
+    for (layer, position), members in groups.items():
+        if layer < 0:
+            indices = [i for same in members.values() for i in same]
+            yield indices, base.logits.expand(len(indices), *base.logits.shape)
+            continue
+        runs = list(members)
+        size = _rows(model, base, layer)
+        for begin in range(0, len(runs), size):
+            chunk = runs[begin : begin + size]
+            logits = _run_chunk(model, base, chunk, layer, position)
+            where = [(row, i) for row, run in enumerate(chunk) for i in members[run]]
+            yield [i for _, i in where], logits[[row for row, _ in where]]
+
+
+def _rows(model: ModelHandle, base: Base, layer: int) -> int:
+    """How many runs fit a chunk: their copies of the cached keys and values stay within the budget."""
+    per_row = sum(k[0].numel() + v[0].numel() for k, v in zip(base.keys[layer:], base.values[layer:], strict=True))
+    return max(1, min(MAX_ROWS, CACHE_BUDGET // max(1, per_row * base.logits.element_size())))
+
+
+def _run_chunk(
+    model: ModelHandle, base: Base, runs: Sequence[AttentionKnockout], layer: int, position: int
+) -> Float[Tensor, "row readout vocabulary"]:
+    length = base.ids.shape[0]
+    begin = min(position, length - base.n_readout) if base.keys else 0
+    start = layer if model.capabilities["resume"].ok else 0
+    n_rows = len(runs)
+    keep = keep_masks([run.cuts for run in runs], length, begin, model.info.n_heads, model.device)
+    plan = Plan(start_layer=start, resume=base.inputs[start][None, begin:].expand(n_rows, -1, -1).clone(), keep=keep)
+    cache = prefix_cache(base, start, begin, n_rows) if begin > 0 else None
+    return model.forward(base.ids[None, begin:].expand(n_rows, -1), plan, cache=cache, last=base.n_readout)
+
+
+def keep_masks(
+    runs: Sequence[Sequence[Cut]], length: int, begin: int, n_heads: int, device: torch.device
+) -> dict[int, Bool[Tensor, "row head query key"]]:
+    """Per layer, which attention edges stay, for queries from position ``begin`` on; one head axis unless heads differ."""
+    layers = sorted({cut.layer for cuts in runs for cut in cuts})
+    by_head = {layer: any(c.heads is not None for cuts in runs for c in cuts if c.layer == layer) for layer in layers}
+    masks = {
+        layer: torch.ones(len(runs), n_heads if by_head[layer] else 1, length - begin, length, dtype=torch.bool)
+        for layer in layers
+    }
+    for row, cuts in enumerate(runs):
+        for cut in cuts:
+            heads = list(range(masks[cut.layer].shape[1])) if cut.heads is None else list(cut.heads)
+            queries = [q - begin for q in cut.queries]
+            index = torch.meshgrid(torch.tensor(heads), torch.tensor(queries), torch.tensor(cut.keys), indexing="ij")
+            masks[cut.layer][row][index] = False
+    return {layer: mask.to(device) for layer, mask in masks.items()}
+
+
+def prefix_cache(base: Base, start_layer: int, begin: int, rows: int) -> DynamicCache:
+    """Keys and values of the positions before ``begin``, shared by ``rows`` runs without copying.
+
+    Skipped layers get placeholders of the right length: masks and positions are derived from the cache's length, and
+    empty lower layers would make them silently wrong. A plain cache keeps every key, also of sliding layers.
+    """
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(zip(base.keys, base.values, strict=True)):
+        entry = DynamicLayer()
+        entry.lazy_initialization(keys, values)
+        if layer < start_layer:
+            placeholder = keys.new_zeros(1).expand(rows, 1, begin, 1)
+            entry.keys, entry.values = placeholder, placeholder
+        else:
+            entry.keys = keys[:, :, :begin].expand(rows, -1, -1, -1)
+            entry.values = values[:, :, :begin].expand(rows, -1, -1, -1)
+        cache.layers.append(entry)
+    return cache
+
+

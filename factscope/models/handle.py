@@ -1,0 +1,191 @@
+"""The loaded model, its parts, what it can do, and its key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from factscope.errors import CapabilityError, ModelUnsupported
+from factscope.models.discovery import Parts, discover, probe_ids
+from factscope.models.dispatch import Dispatcher, Plan, first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capability:
+    """Whether the model supports something, and if not, why, in words for a page."""
+
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a caption needs to know of a model; plain values."""
+
+    name: str
+    revision: str
+    dtype: str
+    family: str
+    n_layers: int
+    n_heads: int
+    d_model: int
+    weights: str
+    """Fingerprint of the weight state."""
+
+    @property
+    def key(self) -> str:
+        """Identifies model, dtype and weight state; part of every result's key."""
+        return f"{self.name}@{self.revision}:{self.dtype}:{self.weights}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelHandle:
+    """A loaded model. Shared by every session: nothing on it changes after it is built.
+
+    Attributes:
+        info: name, shape and fingerprint.
+        tokenizer: the model's tokenizer.
+        capabilities: by name: ``knockout``, ``resume``, ``suffix``, ``additive``, ``heads``, ``dense_mlp``.
+        max_tokens: the longest prompt that the model takes; None where the configuration names no limit.
+    """
+
+    info: ModelInfo
+    tokenizer: Any
+    capabilities: Mapping[str, Capability]
+    parts: Parts
+    device: torch.device
+    vocabulary: int
+    n_parameters: int
+    max_tokens: int | None
+    warnings: tuple[str, ...] = ()
+    _model: nn.Module = field(repr=False)
+    _dispatcher: Dispatcher = field(repr=False)
+    _keeps_last_only: bool = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """Identifies model, dtype and weight state."""
+        return self.info.key
+
+    def require(self, capability: str, purpose: str) -> None:
+        """Refuse an experiment that this model cannot carry.
+
+        Raises:
+            CapabilityError: with the measured reason.
+        """
+        found = self.capabilities[capability]
+        if not found.ok:
+            raise CapabilityError(
+                f"{self.info.name} ({self.info.family}) does not support {purpose}: {found.reason}",
+                "choose another model or experiment",
+            )
+
+    def forward(
+        self, ids: Int[Tensor, "row position"], plan: Plan | None = None, *, cache: Any = None, last: int | None = None
+    ) -> Float[Tensor, "row position vocabulary"]:
+        """Logits of the model's own forward, float32 or wider, under a plan.
+
+        Args:
+            ids: token ids; with a cache only the tokens after the cached ones.
+            plan: what happens on the way; None runs the plain model.
+            cache: keys and values of the positions before ``ids``.
+            last: only the logits of this many last positions; None gives all.
+        """
+        arguments: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
+        if cache is not None:
+            arguments["past_key_values"] = cache
+        if last is not None and self._keeps_last_only:
+            arguments["logits_to_keep"] = last
+        with torch.no_grad(), self._dispatcher.running(plan or Plan()):
+            logits = self._model(**arguments).logits
+        logits = logits if last is None else logits[:, -last:]
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
+        """``E h``: the output embedding alone, without final norm, bias, scale or soft-cap.
+
+        Raises:
+            CapabilityError: the states are not as wide as the output embedding.
+        """
+        head: Any = self._model.get_output_embeddings()  # type: ignore[operator]
+        with torch.no_grad():
+            values = head(states.to(self.device))
+            if (bias := getattr(head, "bias", None)) is not None:
+                values = values - bias
+        return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def build_handle(
+    model: nn.Module, tokenizer: Any, *, name: str, revision: str, dtype: str, device: str, warnings: tuple[str, ...] = ()
+) -> ModelHandle:
+    """Discover a model's parts, install the dispatcher and measure what works.
+
+    Raises:
+        ModelUnsupported: not a causal decoder.
+    """
+    config: Any = model.config
+    text = config.get_text_config(decoder=True)
+    place = torch.device("cpu" if device == "auto" else device)
+    parts = discover(model, place)
+    vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    info = ModelInfo(
+        name=name,
+        revision=revision,
+        dtype=dtype,
+        family=str(config.model_type),
+        n_layers=len(parts.wiring.layers),
+        n_heads=parts.n_heads,
+        d_model=int(getattr(text, "hidden_size", 0) or 0),
+        weights=fingerprint(model),
+    )
+    maximum = getattr(text, "max_position_embeddings", None)
+    code: Callable[..., Any] = model.forward
+    handle = ModelHandle(
+        info=info,
+        tokenizer=tokenizer,
+        capabilities={},
+        parts=parts,
+        device=place,
+        vocabulary=vocabulary,
+        n_parameters=sum(p.numel() for p in model.parameters()),
+        max_tokens=int(maximum) if maximum else None,
+        warnings=warnings,
+        _model=model,
+        _dispatcher=Dispatcher(parts.wiring),
+        _keeps_last_only="logits_to_keep" in _argument_names(code),
+    )
+    from factscope.models.verification import verify  # verification runs the finished handle
+
+    object.__setattr__(handle, "capabilities", verify(handle))
+    return handle
+
+
+def _argument_names(function: Callable[..., Any]) -> set[str]:
+    import inspect
+
+    return set(inspect.signature(function).parameters)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Sixteen hex digits that change with any tensor's name, shape, type or (sampled) values.
+
+    At most 65,536 evenly spread values of each tensor are hashed; weights that are offloaded count by name and shape.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        if tensor.is_meta or tensor.numel() == 0:
+            continue
+        flat = tensor.detach().reshape(-1)
+        step = max(1, flat.numel() // 65_536)
+        digest.update(flat[::step].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+__all__ = ["Capability", "ModelHandle", "ModelInfo", "ModelUnsupported", "build_handle", "first", "fingerprint", "probe_ids"]

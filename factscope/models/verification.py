@@ -1,0 +1,176 @@
+"""What a freshly loaded model really supports, measured with a few tiny forwards.
+
+What fails here is a missing capability with a reason that a page shows, never a wrong number.
+
+    causal      a later token never changes an earlier position's logits (refused otherwise)
+    knockout    cutting one edge acts, on that row and position only, and cutting all but one leaves weight one
+    resume      skipping blocks below l and putting the recorded input in gives the same logits
+    suffix      one token on cached keys and values gives the same logits, also with an edge cut
+    additive    attention update + MLP update = what each block adds
+    heads       the input of the output projection splits evenly into heads
+    dense_mlp   the MLP ends in one linear map that an edit can change
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from factscope.errors import ModelUnsupported
+from factscope.models.discovery import probe_ids
+from factscope.models.dispatch import Plan
+
+if TYPE_CHECKING:
+    from factscope.models.handle import Capability, ModelHandle
+
+
+def verify(model: ModelHandle) -> dict[str, Capability]:
+    """Measure the capabilities of a model.
+
+    Raises:
+        ModelUnsupported: attention is not causal.
+    """
+    from factscope.models.handle import Capability
+
+    ids = probe_ids(model.vocabulary).to(model.device)
+    plain = model.forward(ids)[0]
+    tolerance = _tolerance(model, plain)
+    _refuse_unless_causal(model, ids, plain, tolerance)
+    capabilities = {
+        "knockout": _knockout(model, ids, tolerance),
+        "resume": _resume(model, ids, plain, tolerance),
+        "additive": _by_layer(model.parts.additive, "no pair of module outputs adds up to what the block adds"),
+        "heads": _heads(model, ids),
+        "dense_mlp": _by_layer(
+            tuple(part is not None for part in model.parts.down_projection),
+            "the MLP has no single dense down-projection (a mixture of experts, for instance)",
+        ),
+    }
+    object.__setattr__(model, "capabilities", {**capabilities, "suffix": Capability(ok=capabilities["resume"].ok)})
+    capabilities["suffix"] = _suffix(model, ids, plain, tolerance, capabilities)
+    return capabilities
+
+
+def _tolerance(model: ModelHandle, logits: Tensor) -> float:
+    """Largest difference in logits that counts as rounding: 1e-4 of their scale, eight units of the type for halves."""
+    half = model.info.dtype in ("bfloat16", "float16")
+    eps = float(torch.finfo(getattr(torch, model.info.dtype)).eps) if half else 0.0
+    return max(1e-4, 8 * eps) * max(1.0, float(logits.abs().max()))
+
+
+def _refuse_unless_causal(model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float) -> None:
+    changed = ids.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % model.vocabulary
+    moved = float((model.forward(changed)[0, :-1] - plain[:-1]).abs().max())
+    if not moved <= tolerance:
+        raise ModelUnsupported(
+            f"{model.info.name} ({model.info.family}) is not a causal model: a later token changes earlier logits",
+            "choose a decoder-only causal language model",
+        )
+
+
+def _by_layer(flags: tuple[bool, ...], reason: str) -> Capability:
+    from factscope.models.handle import Capability
+
+    missing = [i for i, ok in enumerate(flags) if not ok]
+    if not missing:
+        return Capability(ok=True)
+    where = "every layer" if len(missing) == len(flags) else f"layers {', '.join(map(str, missing))}"
+    return Capability(ok=False, reason=f"{reason} ({where})")
+
+
+def _knockout(model: ModelHandle, ids: Tensor, tolerance: float) -> Capability:
+    """Cut last -> one earlier position in row 1 of two, layer by layer."""
+    from factscope.models.handle import Capability
+
+    if model.info.n_heads < 1 or any(part is None for part in model.parts.wiring.attention):
+        return Capability(ok=False, reason="some blocks have no attention that takes a mask")
+    length = ids.shape[1]
+    pair = ids.expand(2, -1)
+    source = length - 2
+    inert: list[bool] = []
+    for layer in range(model.info.n_layers):
+        keep = torch.ones(2, 1, length, length, dtype=torch.bool, device=ids.device)
+        keep[1, 0, -1, source] = False
+        capture = frozenset({("output", layer), ("pattern", layer)})
+        plain = Plan(capture=capture)
+        cut = Plan(keep={layer: keep}, capture=capture)
+        try:
+            model.forward(pair, plain, last=1)
+            model.forward(pair, cut, last=1)
+        except Exception as error:  # any failure is a missing capability
+            return Capability(ok=False, reason=f"cutting an edge in layer {layer} fails ({type(error).__name__})")
+        before, after = plain.captured["output", layer], cut.captured["output", layer]
+        scale = max(1.0, float(before.abs().max()))
+        untouched = max(float((before[0] - after[0]).abs().max()), float((before[1, :-1] - after[1, :-1]).abs().max()))
+        acted = float((before[1, -1] - after[1, -1]).abs().max())
+        inert.append(untouched <= tolerance * scale and acted > 0 and torch.isfinite(after).all().item() and _zeroed(cut, layer, source))
+    return _by_layer(tuple(inert), "cutting one edge does not act on that edge alone")
+
+
+def _zeroed(plan: Plan, layer: int, source: int) -> bool:
+    """Where the model returns attention weights, the cut one is zero and, in the other row, is not."""
+    pattern = plan.captured.get(("pattern", layer))
+    return pattern is None or bool((pattern[1, :, -1, source] == 0).all())
+
+
+def _resume(model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float) -> Capability:
+    from factscope.models.handle import Capability
+
+    n = model.info.n_layers
+    plan = Plan(capture=frozenset(("input", layer) for layer in range(n)) | {("output", n - 1)})
+    model.forward(ids, plan)
+    for layer in sorted({0, 1, n // 2, n - 1, n}):
+        states = plan.captured["output", n - 1] if layer == n else plan.captured["input", layer]
+        try:
+            logits = model.forward(ids, Plan(start_layer=layer, resume=states.clone()))[0]
+        except Exception as error:  # any failure is a missing capability
+            return Capability(ok=False, reason=f"resuming at layer {layer} fails ({type(error).__name__})")
+        if not float((logits - plain).abs().max()) <= tolerance:
+            return Capability(ok=False, reason=f"resuming at layer {layer} does not give the plain logits")
+    return Capability(ok=True)
+
+
+def _heads(model: ModelHandle, ids: Tensor) -> Capability:
+    from factscope.models.handle import Capability
+
+    n = model.info.n_layers
+    plan = Plan(capture=frozenset(("heads", layer) for layer in range(n)))
+    model.forward(ids, plan, last=1)
+    flags = []
+    for layer in range(n):
+        entry = plan.captured.get(("heads", layer))
+        flags.append(entry is not None and model.info.n_heads > 0 and entry.shape[-1] % model.info.n_heads == 0)
+    return _by_layer(tuple(flags), "the attention output does not split into heads")
+
+
+def _suffix(
+    model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float, found: dict[str, Capability]
+) -> Capability:
+    """One token on the cached prefix, from several layers, plain and with an edge cut, against whole forwards."""
+    from factscope.interventions.attention import AttentionKnockout, Cut
+    from factscope.interventions.engine import keep_masks, record_base, run_knockouts
+    from factscope.models.handle import Capability
+
+    if not found["resume"].ok:
+        return Capability(ok=False, reason=found["resume"].reason)
+    if not found["knockout"].ok:
+        return Capability(ok=False, reason=found["knockout"].reason)
+    length, n = ids.shape[1], model.info.n_layers
+    try:
+        base = record_base(model, ids[0].tolist())
+        for layer in sorted({0, n // 2, n - 1}):
+            for position in (length - 1, length - 3):
+                cut = Cut(layer=layer, queries=(position,), keys=(1,))
+                (_, fast), *_ = run_knockouts(model, base, [AttentionKnockout(cuts=(cut,))])
+                keep = keep_masks([(cut,)], length, 0, model.info.n_heads, model.device)
+                whole = model.forward(ids, Plan(keep=keep), last=1)
+                if not float((fast - whole).abs().max()) <= tolerance:
+                    return Capability(ok=False, reason=f"a cached prefix gives other logits at layer {layer}")
+        if not float((base.logits[0] - plain[-1]).abs().max()) <= tolerance:
+            return Capability(ok=False, reason="the model gives other logits when it fills a cache")
+    except Exception as error:  # any failure is a missing capability
+        return Capability(ok=False, reason=f"running on a cached prefix fails ({type(error).__name__}: {error})")
+    return Capability(ok=True)
