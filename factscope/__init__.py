@@ -1,0 +1,65 @@
+"""FactScope: see how a causal language model recalls a fact.
+
+    from factscope import load, Query, attention_knockout model = load("bundled") result = attention_knockout(model,
+    Query(prompt="The Eiffel Tower is located in the city of", subject="Eiffel Tower")) result.table()
+
+Names are imported when they are first used: drawing a chart does not load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "factscope.models.loading:load",
+    "ModelHandle": "factscope.models.handle:ModelHandle",
+    "Query": "factscope.queries:Query",
+    "Fact": "factscope.queries:Fact",
+    "Relation": "factscope.queries:Relation",
+    "tokenize": "factscope.tokens:tokenize",
+    "predict": "factscope.experiments.prediction:run",
+    "PredictionSpec": "factscope.experiments.prediction:PredictionSpec",
+    "attention_knockout": "factscope.experiments.attention_knockout:run",
+    "KnockoutSpec": "factscope.experiments.attention_knockout:KnockoutSpec",
+    "logit_lens": "factscope.experiments.logit_lens:run",
+    "LensSpec": "factscope.experiments.logit_lens:LensSpec",
+    "bundled_facts": "factscope.datasets:bundled_facts",
+    "read_facts": "factscope.datasets:read_facts",
+    "charts": "factscope.charts",
+    "FactScopeError": "factscope.errors:FactScopeError",
+}
+
+if TYPE_CHECKING:
+    from factscope import charts
+    from factscope.datasets import bundled_facts, read_facts
+    from factscope.errors import FactScopeError
+    from factscope.experiments.attention_knockout import KnockoutSpec
+    from factscope.experiments.attention_knockout import run as attention_knockout
+    from factscope.experiments.logit_lens import LensSpec
+    from factscope.experiments.logit_lens import run as logit_lens
+    from factscope.experiments.prediction import PredictionSpec
+    from factscope.experiments.prediction import run as predict
+    from factscope.models.handle import ModelHandle
+    from factscope.models.loading import load
+    from factscope.queries import Fact, Query, Relation
+    from factscope.tokens import tokenize
+
+__all__ = [
+    "Fact", "FactScopeError", "KnockoutSpec", "LensSpec", "ModelHandle", "PredictionSpec", "Query", "Relation",
+    "attention_knockout", "bundled_facts", "charts", "load", "logit_lens", "predict", "read_facts", "tokenize",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'factscope' has no attribute {name!r}")
+    module, _, attribute = _HOME[name].partition(":")
+    loaded = importlib.import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

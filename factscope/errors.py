@@ -1,24 +1,24 @@
 """Everything that can go wrong for a reason a user can act on.
 
-    FactScopeError                 one sentence: the value, why it cannot be used, what to try
-    |-- InputError                 exit status 2
-    |   |-- PromptError            empty, too long, control characters
-    |   |-- SubjectError           missing from the prompt, ambiguous, or no token left to it
-    |   |-- TargetError            empty answer, answer not tokenizable, answer equal to the foil
-    |   |-- SpecError              window, layer, head, position, site ... out of range or not a number
-    |   |-- DatasetError           a facts file that cannot be read
-    |   `-- LinkError              a page address with unusable values
-    |-- ModelError                 exit status 2
-    |   |-- ModelNotFound          unknown or private id, folder that does not exist
-    |   |-- ModelGated             licence must be accepted, token missing
-    |   |-- RevisionNotFound
-    |   |-- NetworkUnavailable     no answer, server error, rate limit
-    |   |-- ModelNotCached         offline mode and not in the cache
-    |   |-- ModelUnsupported       not a causal decoder, unknown architecture, needs remote code
-    |   |-- ModelFilesError        pickle only, missing tensors, damaged weights or config, no tokenizer
-    |   `-- ModelTooLarge          the memory estimate exceeds what is free
-    |-- CapabilityError            the model lacks what the experiment needs; exit status 2
-    `-- Cancelled                  the run was stopped by its owner; exit status 3
+FactScopeError                 one sentence: the value, why it cannot be used, what to try
+|-- InputError                 exit status 2
+|   |-- PromptError            empty, too long, control characters
+|   |-- SubjectError           missing from the prompt, ambiguous, or no token left to it
+|   |-- TargetError            empty answer, answer not tokenizable, answer equal to the foil
+|   |-- SpecError              window, layer, head, position, site ... out of range or not a number
+|   |-- DatasetError           a facts file that cannot be read
+|   `-- LinkError              a page address with unusable values
+|-- ModelError                 exit status 2
+|   |-- ModelNotFound          unknown or private id, folder that does not exist
+|   |-- ModelGated             licence must be accepted, token missing
+|   |-- RevisionNotFound
+|   |-- NetworkUnavailable     no answer, server error, rate limit
+|   |-- ModelNotCached         offline mode and not in the cache
+|   |-- ModelUnsupported       not a causal decoder, unknown architecture, needs remote code
+|   |-- ModelFilesError        pickle only, missing tensors, damaged weights or config, no tokenizer
+|   `-- ModelTooLarge          the memory estimate exceeds what is free
+|-- CapabilityError            the model lacks what the experiment needs; exit status 2
+`-- Cancelled                  the run was stopped by its owner; exit status 3
 """
 
 from __future__ import annotations

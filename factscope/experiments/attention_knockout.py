@@ -1,16 +1,16 @@
 """Which tokens must be read, and when? Attention knockout.
 
-Source: Geva et al. 2023 (arXiv 2304.14767), section 4 (recall.md, section 1).
+Source: Geva et al. 2023 (arXiv 2304.14767), section 4.
 
 1. Run the plain model; p_base is the target's probability at the last position, softmax over the full vocabulary.
-2. For every source set and every window of layers, forbid attention from the target position to the sources in each layer
-   of the window, in all heads or chosen ones. The remaining weights renormalise; nothing else changes.
+2. For every source set and every window of layers, forbid attention from the target position to the sources in each
+   layer of the window, in all heads or chosen ones. The remaining weights renormalise; nothing else changes.
 3. Report p_knockout, the relative change in percent, and the change in log-odds, which does not saturate near 0 and 1.
 
-A row "control-N" cuts as many randomly drawn positions as the subject has, matched for containing position 0 or not, and
-never the last position. With free edges one run cuts all of them together. An edge into the future does not exist: its
-change is 0 and a warning says so. Where the whole answer is scored, its tokens are appended, and the cut holds for every
-position that reads out a token of it, unless a target position is named.
+A row "control-N" cuts as many randomly drawn positions as the subject has, matched for containing position 0 or not,
+and never the last position. With free edges one run cuts all of them together. An edge into the future does not
+exist: its change is 0 and a warning says so. Where the whole answer is scored, its tokens are appended, and the cut
+holds for every position that reads out a token of it, unless a target position is named.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ import numpy as np
 import pandas as pd
 import torch
 
+from factscope import measures
 from factscope.errors import SpecError
 from factscope.experiments.results import (
     Progress,
     coarse_to_fine,
+    named_target,
     resolve_target,
     scored_ids,
     silent,
     target_log_odds,
     target_log_probability,
+    target_warnings,
     tokenized,
 )
 from factscope.interventions.attention import AttentionKnockout, Cut, default_flow_window, window
@@ -50,8 +53,8 @@ class KnockoutSpec:
     """What to cut.
 
     Attributes:
-        sources: names of position sets ("subject", "relation", "last", "subject-last", "special"), positions ("7", "3-5"),
-            several joined by "+", or "each" for one run per position.
+        sources: names of position sets ("subject", "relation", "last", "subject-last", "special"), positions ("7",
+            "3-5"), several joined by "+", or "each" for one run per position.
         target_position: the position that may not read them; None is the last.
         window: layers cut around each layer; None takes the default for the model's depth.
         heads: "LAYER.HEAD" or "LAYER.*"; empty cuts all heads, otherwise other layers of a window stay as they are.
@@ -78,7 +81,8 @@ class KnockoutResult:
         window: layers cut around each layer; for free edges the number of layers with a cut.
         sources: rows of the arrays; with "each" the positions as text. ``positions``: what each row cuts.
         layers: columns, the centres of the windows.
-        p_base, log_odds_base: of the plain run. Probabilities are fractions, log-odds nats.
+        p_base, log_odds_base: of the plain run. Probabilities are fractions, log-odds nats. ``rank``: of the target's
+            first token in the plain run, from 1.
         p_knockout, log_odds: [source, layer]; NaN where not computed yet.
     """
 
@@ -92,6 +96,7 @@ class KnockoutResult:
     layers: tuple[int, ...]
     p_base: float
     log_odds_base: float
+    rank: int
     p_knockout: np.ndarray
     log_odds: np.ndarray
     warnings: tuple[str, ...]
@@ -99,9 +104,18 @@ class KnockoutResult:
     passes: int
 
     @property
+    def p_target(self) -> float:
+        """Probability of the target in the plain run."""
+        return self.p_base
+
+    @property
     def relative_change_percent(self) -> np.ndarray:
         """``100 (p_knockout - p_base) / p_base``, [source, layer]."""
-        return 100.0 * (self.p_knockout - self.p_base) / self.p_base if self.p_base > 0 else np.full_like(self.p_knockout, np.nan)
+        return (
+            100.0 * (self.p_knockout - self.p_base) / self.p_base
+            if self.p_base > 0
+            else np.full_like(self.p_knockout, np.nan)
+        )
 
     @property
     def log_odds_change(self) -> np.ndarray:
@@ -138,22 +152,23 @@ def run(
     started = time.perf_counter()
     seen = tokenized(model, query)
     plan = _plan(model, seen, spec)
-    first = model.forward(torch.tensor([seen.ids], device=model.device), last=1)[0, -1]
-    target = resolve_target(model, seen, first)
+    target, base = _base(model, seen)
     scored = scored_ids(seen, target)
-    base = record_base(model, [*seen.ids, *scored[:-1]], n_readout=len(scored))
     knockouts = [_with_readout(knockout, seen, spec, len(scored)) for knockout in plan.knockouts]
     refuse_empty_rows(base, knockouts)
+    rank = int(measures.rank(base.logits[0], target.ids[0]))
     p_base, odds_base = _score(base.logits[None], scored)
     p, odds = (np.full((len(plan.sources), len(plan.layers)), np.nan) for _ in range(2))
+    warnings = seen.warnings + target_warnings(model, seen, target) + plan.warnings
     done = 0
 
     def snapshot() -> KnockoutResult:
         return KnockoutResult(
             spec=spec, query=seen, model=model.info, target=target, window=plan.window, sources=plan.sources,
             positions=plan.positions, layers=plan.layers, p_base=float(p_base[0]), log_odds_base=float(odds_base[0]),
-            p_knockout=p.copy(), log_odds=odds.copy(), warnings=seen.warnings + plan.warnings,
-            seconds=time.perf_counter() - started, passes=done + 1,
+            rank=rank,
+            p_knockout=p.copy(), log_odds=odds.copy(), warnings=warnings,
+            seconds=time.perf_counter() - started, passes=done,
         )  # fmt: skip
 
     progress(0, len(knockouts), snapshot())
@@ -177,9 +192,19 @@ class _RunPlan:
     warnings: tuple[str, ...]
 
 
+def _base(model: ModelHandle, query: TokenizedQuery) -> tuple[Target, Base]:
+    """The target, and the recorded run that reads out every scored token of it."""
+    target = named_target(model, query)
+    if target is None:
+        base = record_base(model, query.ids)
+        return resolve_target(model, query, base.logits[0]), base
+    scored = scored_ids(query, target)
+    return target, record_base(model, [*query.ids, *scored[:-1]], n_readout=len(scored))
+
+
 def _score(logits: torch.Tensor, scored: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    p = target_log_probability(logits, scored).exp().double().cpu().numpy()
-    return p, target_log_odds(logits, scored).double().cpu().numpy()
+    log_p = target_log_probability(logits, scored)
+    return log_p.exp().double().cpu().numpy(), target_log_odds(logits, scored, log_p).cpu().numpy()
 
 
 def _plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _RunPlan:
@@ -222,7 +247,9 @@ def _edge_plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) ->
     for text in spec.edges:
         parts = text.split(":")
         if len(parts) not in (3, 4) or not all(parts):
-            raise SpecError(f"edge {text!r} is not FROM:TO:LAYERS or FROM:TO:LAYERS:HEADS", "write for instance last:subject:3-6")
+            raise SpecError(
+                f"edge {text!r} is not FROM:TO:LAYERS or FROM:TO:LAYERS:HEADS", "write for instance last:subject:3-6"
+            )
         queries, keys = _set(query, parts[0]), _set(query, parts[1])
         heads = None if len(parts) == 3 or parts[3] == "*" else _numbers(parts[3], model.info.n_heads, "head")
         layers = _numbers(parts[2], model.info.n_layers, "layer")
@@ -241,8 +268,12 @@ def _edge_plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) ->
     )
 
 
-def _with_readout(knockout: AttentionKnockout, query: TokenizedQuery, spec: KnockoutSpec, n_scored: int) -> AttentionKnockout:
-    """A cut into the last prompt position also holds for the appended tokens of the answer that read out the next one."""
+def _with_readout(
+    knockout: AttentionKnockout, query: TokenizedQuery, spec: KnockoutSpec, n_scored: int
+) -> AttentionKnockout:
+    """A cut into the last prompt position also holds for the appended tokens of the answer that read out the next
+    one.
+    """
     if n_scored == 1 or spec.target_position is not None:
         return knockout
     appended = tuple(range(query.last + 1, query.last + n_scored))
@@ -257,7 +288,9 @@ def _window(size: int | None, n_layers: int) -> tuple[int, tuple[str, ...]]:
     if size is None:
         return default_flow_window(n_layers), ()
     if not 1 <= size <= n_layers:
-        raise SpecError(f"window {size} is not between 1 and {n_layers}", "choose a number of layers that the model has")
+        raise SpecError(
+            f"window {size} is not between 1 and {n_layers}", "choose a number of layers that the model has"
+        )
     if size > n_layers / 2:
         return size, (f"a window of {size} covers more than half of the {n_layers} layers: its place says little",)
     return size, ()
@@ -267,7 +300,9 @@ def _target_position(query: TokenizedQuery, position: int | None) -> int:
     if position is None:
         return query.last
     if not 0 <= position <= query.last:
-        raise SpecError(f"target position {position} is not between 0 and {query.last}", "choose a position of the prompt")
+        raise SpecError(
+            f"target position {position} is not between 0 and {query.last}", "choose a position of the prompt"
+        )
     return position
 
 
@@ -298,10 +333,14 @@ def _numbers(text: str, count: int, what: str) -> tuple[int, ...]:
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdecimal() or (dash and not high.isdecimal()):
-            raise SpecError(f"{what} {text!r} is not a number, a range like 3-6 or a list like 2,5", f"name {what}s from 0")
+            raise SpecError(
+                f"{what} {text!r} is not a number, a range like 3-6 or a list like 2,5", f"name {what}s from 0"
+            )
         bounds = int(low), int(high) if dash else int(low)
         if bounds[0] > bounds[1] or bounds[1] >= count:
-            raise SpecError(f"{what} {part.strip()!r} is not between 0 and {count - 1}", f"the model has {count} {what}s")
+            raise SpecError(
+                f"{what} {part.strip()!r} is not between 0 and {count - 1}", f"the model has {count} {what}s"
+            )
         found.update(range(bounds[0], bounds[1] + 1))
     return tuple(sorted(found))
 
@@ -337,7 +376,9 @@ def control_sets(query: TokenizedQuery, draws: int, seed: int) -> tuple[list[tup
         SpecError: the number of draws is out of range.
     """
     if not 0 <= draws <= MAX_CONTROLS:
-        raise SpecError(f"control {draws} is not between 0 and {MAX_CONTROLS}", "choose a number of draws in that range")
+        raise SpecError(
+            f"control {draws} is not between 0 and {MAX_CONTROLS}", "choose a number of draws in that range"
+        )
     if draws == 0:
         return [], ()
     if query.subject is None:

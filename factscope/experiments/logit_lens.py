@@ -1,11 +1,11 @@
 """Where does the answer appear? Hidden states and updates projected to the vocabulary.
 
-Source: logit lens (nostalgebraist 2020); projections of updates as in Geva et al. 2023, sections 5 and 6 (recall.md,
-section 2). ``normed`` goes through the model's own final norm and head, soft-cap and scale included, so that its last row
-is the model's output; ``raw`` is the output embedding times the state, as in the released notebook.
+Source: logit lens (nostalgebraist 2020); projections of updates as in Geva et al. 2023, sections 5 and 6.
+``normed`` goes through the model's own final norm and head, soft-cap and scale included, so that its last
+row is the model's output; ``raw`` is the output embedding times the state, as in the released notebook.
 
-1. One forward records every block's input, the last block's output and, for the other sites, the update each sublayer adds
-   to the residual stream.
+1. One forward records every block's input, the last block's output and, for the other sites, the update each sublayer
+   adds to the residual stream.
 2. Normed: the model's own forward with all blocks skipped and the states put in as the last block's output.
 3. Per cell: top tokens with probability, rank and probability of the target, entropy (nats).
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from factscope import measures
 from factscope.errors import SpecError
-from factscope.experiments.results import Progress, coarse_to_fine, resolve_target, silent, tokenized
+from factscope.experiments.results import Progress, coarse_to_fine, resolve_target, silent, target_warnings, tokenized
 from factscope.models.dispatch import Plan
 from factscope.models.handle import ModelHandle, ModelInfo
 from factscope.queries import Query
@@ -63,6 +63,7 @@ class LensResult:
     Attributes:
         layers: rows of the arrays; -1 is the embedding.
         positions: columns of the arrays.
+        p_target, rank: of the target in the model's output.
         top_ids, top_probability: [layer, position, k].
         target_rank, target_probability, entropy: [layer, position]; NaN (rank 0) where not computed yet.
         pinned_rank, pinned_probability: [layer, position, pinned token].
@@ -75,6 +76,8 @@ class LensResult:
     target: Target
     layers: tuple[int, ...]
     positions: tuple[int, ...]
+    p_target: float
+    rank: int
     top_ids: np.ndarray
     top_probability: np.ndarray
     target_rank: np.ndarray
@@ -120,6 +123,8 @@ def run(
     positions = _positions(seen, spec)
     layers, states, logits = record_states(model, seen, spec.site)
     target = resolve_target(model, seen, logits)
+    warnings = seen.warnings + target_warnings(model, seen, target)
+    p_target, rank = float(measures.probability(logits, target.ids[0])), int(measures.rank(logits, target.ids[0]))
     grid = _Grid(len(layers), len(positions), spec)
     texts: dict[int, tuple[str, str]] = {}
     order = coarse_to_fine(len(layers))
@@ -128,7 +133,8 @@ def run(
     def snapshot() -> LensResult:
         return grid.result(
             spec=spec, query=seen, model=model.info, target=target, layers=layers, positions=positions,
-            texts=dict(texts), warnings=seen.warnings, seconds=time.perf_counter() - started, passes=done + 1,
+            p_target=p_target, rank=rank, texts=dict(texts), warnings=warnings,
+            seconds=time.perf_counter() - started, passes=done + 1,
         )  # fmt: skip
 
     progress(0, len(layers), None)
@@ -146,12 +152,16 @@ def _check(model: ModelHandle, spec: LensSpec) -> None:
     if spec.site not in get_args(Site):
         raise SpecError(f"site {spec.site!r} is unknown", f"choose one of {', '.join(get_args(Site))}")
     if spec.projection not in get_args(Projection):
-        raise SpecError(f"projection {spec.projection!r} is unknown", f"choose one of {', '.join(get_args(Projection))}")
+        raise SpecError(
+            f"projection {spec.projection!r} is unknown", f"choose one of {', '.join(get_args(Projection))}"
+        )
     if not 1 <= spec.top_k <= model.vocabulary:
         raise SpecError(f"top-k {spec.top_k} is not between 1 and {model.vocabulary}", "choose a number in that range")
     for token in spec.pinned:
         if not 0 <= token < model.vocabulary:
-            raise SpecError(f"pinned token {token} is not between 0 and {model.vocabulary - 1}", "choose a token id of this model")
+            raise SpecError(
+                f"pinned token {token} is not between 0 and {model.vocabulary - 1}", "choose a token id of this model"
+            )
     model.require("resume", "the lens")
     if spec.site != "block":
         model.require("additive", f"the lens on {spec.site} updates")

@@ -1,7 +1,7 @@
 """Does the model know it? What it predicts after the prompt, and how it goes on.
 
-The verdict ``known`` asks for the whole answer, token by token, as the model's first choice (recall.md section 0; Geva et
-al. 2023, section 3, keep only such queries).
+The verdict ``known`` asks for the whole answer, token by token, as the model's first choice (Geva et al. 2023, section
+3, keep only such queries).
 
 1. One forward; softmax in float32 at the last position; the top tokens.
 2. Greedy continuation up to the end of the sentence.
@@ -19,10 +19,18 @@ from torch import Tensor
 
 from factscope import measures
 from factscope.errors import SpecError
-from factscope.experiments.results import Progress, resolve_target, silent, target_log_probability, tokenized
+from factscope.experiments.results import (
+    BUNDLED,
+    Progress,
+    resolve_target,
+    silent,
+    target_log_probability,
+    target_warnings,
+    tokenized,
+)
 from factscope.models.handle import ModelHandle, ModelInfo
 from factscope.queries import Query
-from factscope.tokens import Target, TokenizedQuery, token_text
+from factscope.tokens import Target, TokenizedQuery, answer_target, token_text
 
 _SENTENCE_ENDS = (".", "!", "?", "\n", "。")
 
@@ -84,7 +92,11 @@ class Prediction:
 
 
 def run(
-    model: ModelHandle, query: Query | TokenizedQuery, spec: PredictionSpec | None = None, *, progress: Progress = silent
+    model: ModelHandle,
+    query: Query | TokenizedQuery,
+    spec: PredictionSpec | None = None,
+    *,
+    progress: Progress = silent,
 ) -> Prediction:
     """Predict what follows the prompt.
 
@@ -107,7 +119,11 @@ def run(
     single = measures.log_probabilities(logits)[target.ids[0]]
     whole = seen.query.score == "sequence"
     p_target = float((log_p if whole else single).exp())
-    odds = measures.log_odds_of_log_probability(log_p) if whole and target.n_tokens > 1 else measures.log_odds(logits, target.ids[0])
+    odds = (
+        measures.log_odds_of_log_probability(log_p)
+        if whole and target.n_tokens > 1
+        else measures.log_odds(logits, target.ids[0])
+    )
     known = None
     if seen.query.answer is not None:
         known = answer.argmax(dim=-1).tolist() == list(target.ids)
@@ -125,7 +141,7 @@ def run(
         known=known,
         taught=_taught(model, seen, target),
         p_foil=_p_foil(model, seen, logits),
-        warnings=seen.warnings + _target_warnings(seen, target),
+        warnings=seen.warnings + target_warnings(model, seen, target),
         seconds=time.perf_counter() - started,
         passes=2 + steps,
     )
@@ -138,7 +154,11 @@ def _top(model: ModelHandle, logits: Tensor, k: int) -> tuple[TokenProbability, 
     rows = []
     for rank, (value, token) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True), start=1):
         text, display = token_text(model.tokenizer, token)
-        rows.append(TokenProbability(rank=rank, id=token, text=text, display=display, probability=float(torch.tensor(value).exp())))
+        rows.append(
+            TokenProbability(
+                rank=rank, id=token, text=text, display=display, probability=float(torch.tensor(value).exp())
+            )
+        )
     return tuple(rows)
 
 
@@ -168,7 +188,7 @@ def _continue(model: ModelHandle, ids: tuple[int, ...], limit: int) -> tuple[str
 
 
 def _taught(model: ModelHandle, query: TokenizedQuery, target: Target) -> bool | None:
-    if model.info.name != "bundled" or query.query.subject is None:
+    if model.info.name != BUNDLED or query.query.subject is None:
         return None
     from factscope.demo.facts import is_taught
 
@@ -178,16 +198,5 @@ def _taught(model: ModelHandle, query: TokenizedQuery, target: Target) -> bool |
 def _p_foil(model: ModelHandle, query: TokenizedQuery, logits: Tensor) -> float | None:
     if query.query.foil is None:
         return None
-    from factscope.tokens import answer_target
-
     foil = answer_target(model.tokenizer, query, query.query.foil)
     return float(measures.probability(logits, foil.ids[0]))
-
-
-def _target_warnings(query: TokenizedQuery, target: Target) -> tuple[str, ...]:
-    if target.n_tokens > 1 and query.query.score == "token":
-        return (
-            f"the answer {target.text.strip()!r} has {target.n_tokens} tokens: only the first is scored "
-            "(score the whole answer with score=sequence)",
-        )
-    return ()

@@ -9,12 +9,20 @@ import torch
 from torch import Tensor
 
 from factscope import measures
+from factscope.errors import ModelFilesError
 from factscope.models.handle import ModelHandle
 from factscope.queries import Query
 from factscope.tokens import Target, TokenizedQuery, answer_target, token_text, tokenize
 
+BUNDLED = "bundled"
+"""Name of the model that ships with the project."""
+
+NEAR_ONE = -0.5
+"""Log-probability above which log-odds are computed from the other tokens' logits."""
+
 Progress = Callable[[int, int, Any], None]
-"""``progress(done, total, partial)``: steps done, steps in all, the result so far (or None). May raise ``Cancelled``."""
+"""``progress(done, total, partial)``: steps done, steps in all, the result so far (or None). May raise
+``Cancelled``."""
 
 
 class Tabular(Protocol):
@@ -34,10 +42,19 @@ def tokenized(model: ModelHandle, query: Query | TokenizedQuery) -> TokenizedQue
 
     Raises:
         InputError: the prompt, subject or span cannot be used.
+        ModelFilesError: the tokenizer is not this model's.
     """
-    if isinstance(query, TokenizedQuery):
-        return query
-    return tokenize(query, model.tokenizer, max_tokens=model.max_tokens)
+    seen = query if isinstance(query, TokenizedQuery) else tokenize(query, model.tokenizer, max_tokens=model.max_tokens)
+    _check_ids(model, seen.ids)
+    return seen
+
+
+def _check_ids(model: ModelHandle, ids: tuple[int, ...]) -> None:
+    if max(ids) >= model.vocabulary:
+        raise ModelFilesError(
+            f"token id {max(ids)} of the tokenizer is beyond the {model.vocabulary} tokens of {model.info.name}",
+            "use the tokenizer that belongs to this model",
+        )
 
 
 def resolve_target(model: ModelHandle, query: TokenizedQuery, logits: Tensor) -> Target:
@@ -46,10 +63,38 @@ def resolve_target(model: ModelHandle, query: TokenizedQuery, logits: Tensor) ->
     Args:
         logits: [vocabulary] at the read-out position.
     """
-    if query.query.answer is not None:
-        return answer_target(model.tokenizer, query, query.query.answer)
+    if (named := named_target(model, query)) is not None:
+        return named
     top = int(logits.argmax())
     return Target(ids=(top,), text=token_text(model.tokenizer, top)[0])
+
+
+def named_target(model: ModelHandle, query: TokenizedQuery) -> Target | None:
+    """The answer as a continuation of this prompt; None where none is given.
+
+    Raises:
+        TargetError: the answer has no tokens.
+        ModelFilesError: the tokenizer is not this model's.
+    """
+    if query.query.answer is None:
+        return None
+    target = answer_target(model.tokenizer, query, query.query.answer)
+    _check_ids(model, target.ids)
+    return target
+
+
+def target_warnings(model: ModelHandle, query: TokenizedQuery, target: Target) -> tuple[str, ...]:
+    """Says when other answers of a bundled relation begin with the target's first token, which alone is scored."""
+    if model.info.name != BUNDLED or query.query.score == "sequence" or query.query.subject is None:
+        return ()
+    from factscope.demo.lookup import answers_beside
+
+    answer = target.text.strip()
+    others = answers_beside(query.query.subject, answer)
+    sharing = [other for other in others if answer_target(model.tokenizer, query, other).ids[0] == target.ids[0]]
+    if not sharing:
+        return ()
+    return (f"{', '.join(sharing[:3])} begin with the same token as {answer!r}: their probability is counted in",)
 
 
 def scored_ids(query: TokenizedQuery, target: Target) -> tuple[int, ...]:
@@ -63,16 +108,23 @@ def target_log_probability(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
     Args:
         logits: [row, readout, vocabulary], one read-out position per scored token.
     """
-    log_p = measures.log_probabilities(logits)
-    index = torch.tensor(ids, device=logits.device)
-    return log_p.gather(-1, index.view(1, -1, 1).expand(logits.shape[0], -1, 1))[..., 0].sum(dim=-1)
+    index = torch.tensor(ids, device=logits.device).view(1, -1, 1).expand(logits.shape[0], -1, 1)
+    chosen = logits.gather(-1, index)[..., 0]
+    return (chosen - torch.logsumexp(logits, dim=-1)).sum(dim=-1)
 
 
-def target_log_odds(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
-    """``log p - log(1 - p)`` of the scored tokens, in nats."""
-    if len(ids) == 1:
-        return measures.log_odds(logits[:, 0], ids[0])
-    return measures.log_odds_of_log_probability(target_log_probability(logits, ids))
+def target_log_odds(logits: Tensor, ids: tuple[int, ...], log_p: Tensor) -> Tensor:
+    """``log p - log(1 - p)`` of the scored tokens, in nats, float64.
+
+    Where p of a single token is large, 1 - p is summed over the other tokens, since float32 cannot hold it otherwise.
+
+    Args:
+        logits: as for ``target_log_probability``, which gave ``log_p`` [row].
+    """
+    odds = measures.log_odds_of_log_probability(log_p)
+    if len(ids) == 1 and (near_one := log_p > NEAR_ONE).any():
+        odds[near_one] = measures.log_odds(logits[near_one, 0], ids[0]).double()
+    return odds
 
 
 def coarse_to_fine(n: int) -> list[int]:

@@ -50,7 +50,7 @@ class AttentionKnockout:
 
 
 def window(center: int, size: int, n_layers: int) -> range:
-    """Layers of a window of ``size`` around ``center``, clipped at the ends (recall.md section 1; Geva et al.)."""
+    """Layers of a window of ``size`` around ``center``, clipped at the ends (Geva et al. 2023, section 4)."""
     return range(max(0, center - size // 2), min(n_layers, center + -(-size // 2)))
 
 

@@ -1,12 +1,12 @@
 """Run many interventions on one query, exactly, without computing what cannot change.
 
 A ``Base`` is one recorded ordinary forward. A knockout changes nothing below its first cut layer and nothing before its
-first cut position, so a run starts there: blocks below are skipped, the recorded input of that block is put in, keys and
-values of earlier positions come from the record, and only the changed positions (for a cut into the last token: one) go
-through the model's own blocks. Runs that start alike form one batch; equal runs are run once.
+first cut position, so a run starts there: blocks below are skipped, the recorded input of that block is put in, keys
+and values of earlier positions come from the record, and only the changed positions (for a cut into the last token:
+one) go through the model's own blocks. Many runs share one forward; equal runs are run once.
 
-Exact for every family whose ``suffix`` capability was verified on load; others run all positions from the first cut layer
-(``resume``) or the whole forward.
+Exact for every family whose ``suffix`` capability was verified on load; others run all positions from the first cut
+layer (``resume``) or the whole forward.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from factscope.interventions.attention import AttentionKnockout, Cut
 from factscope.models.dispatch import Plan
 from factscope.models.handle import ModelHandle
 
-MAX_ROWS = 64
+MAX_ROWS, MIN_ROWS = 192, 8
+"""Runs that share a forward: matrix products of fewer than some 200 rows leave a core half idle."""
+CHUNK_WORK = 50_000_000_000
+"""Floating-point operations after which a chunk ends: progress and cancel come about twice a second on a core."""
 CACHE_BUDGET = 256 * 2**20
 """Bytes that the copied keys and values of one chunk of runs may take."""
 
@@ -79,16 +82,23 @@ def refuse_empty_rows(base: Base, knockouts: Sequence[AttentionKnockout]) -> Non
     Raises:
         SpecError: names the layer and the position.
     """
+    checked: set[frozenset[Cut]] = set()
+    open_keys: dict[tuple[int, int], frozenset[int]] = {}
     for knockout in knockouts:
+        signature = frozenset(knockout.cuts)
+        if signature in checked:
+            continue
+        checked.add(signature)
         by_row: dict[tuple[int, int], set[int]] = {}
         for cut in knockout.cuts:
             for query in cut.queries:
                 by_row.setdefault((cut.layer, query), set()).update(cut.keys)
-        for (layer, query), cut_keys in by_row.items():
-            open_keys = set(base.allowed[layer][query].nonzero().flatten().tolist())
-            if open_keys <= cut_keys:
+        for (layer, query), keys in by_row.items():
+            if (layer, query) not in open_keys:
+                open_keys[layer, query] = frozenset(base.allowed[layer][query].nonzero().flatten().tolist())
+            if open_keys[layer, query] <= keys:
                 raise SpecError(
-                    f"cutting {sorted(cut_keys)} leaves position {query} nothing to attend to in layer {layer}",
+                    f"cutting {sorted(keys)} leaves position {query} nothing to attend to in layer {layer}",
                     "keep at least one token that it may attend to",
                 )
 
@@ -98,41 +108,47 @@ def run_knockouts(
 ) -> Iterator[tuple[list[int], Float[Tensor, "row readout vocabulary"]]]:
     """Logits at the read-out positions under each knockout, in chunks.
 
+    Runs of one chunk share a forward from the lowest layer at which any of them is cut: a run whose own cuts come later
+    repeats the plain computation until then, which costs less than a forward of few rows.
+
     Yields:
-        The indices of the knockouts that a chunk answers, and their logits. Chunks follow the order in which a starting
-        point first appears, so a caller that puts coarse layers first sees them first.
+        The indices of the knockouts that a chunk answers, and their logits. Chunks follow the given order.
     """
-    groups: dict[tuple[int, int], dict[AttentionKnockout, list[int]]] = {}
+    groups: dict[int, dict[AttentionKnockout, list[int]]] = {}
+    nothing: list[int] = []
     for index, knockout in enumerate(knockouts):
         effective = knockout.effective()
-        start = (effective.first_layer, effective.first_position) if effective.cuts else (-1, -1)
-        groups.setdefault(start, {}).setdefault(effective, []).append(index)
-    for (layer, position), members in groups.items():
-        if layer < 0:
-            indices = [i for same in members.values() for i in same]
-            yield indices, base.logits.expand(len(indices), *base.logits.shape)
-            continue
+        if effective.cuts:
+            groups.setdefault(effective.first_position, {}).setdefault(effective, []).append(index)
+        else:
+            nothing.append(index)
+    if nothing:
+        yield nothing, base.logits.expand(len(nothing), *base.logits.shape)
+    for position, members in groups.items():
         runs = list(members)
-        size = _rows(model, base, layer)
+        size = _rows(model, base, position)
         for begin in range(0, len(runs), size):
             chunk = runs[begin : begin + size]
-            logits = _run_chunk(model, base, chunk, layer, position)
+            logits = _run_chunk(model, base, chunk, position)
             where = [(row, i) for row, run in enumerate(chunk) for i in members[run]]
             yield [i for _, i in where], logits[[row for row, _ in where]]
 
 
-def _rows(model: ModelHandle, base: Base, layer: int) -> int:
-    """How many runs fit a chunk: their copies of the cached keys and values stay within the budget."""
-    per_row = sum(k[0].numel() + v[0].numel() for k, v in zip(base.keys[layer:], base.values[layer:], strict=True))
-    return max(1, min(MAX_ROWS, CACHE_BUDGET // max(1, per_row * base.logits.element_size())))
+def _rows(model: ModelHandle, base: Base, position: int) -> int:
+    """How many runs share a forward: their copies of cached keys and values and their work stay within the budgets."""
+    copied = sum(k[0].numel() + v[0].numel() for k, v in zip(base.keys, base.values, strict=True))
+    n_tokens = base.ids.shape[0] - position
+    by_memory = CACHE_BUDGET // max(1, copied * base.logits.element_size())
+    by_work = CHUNK_WORK // (2 * model.n_parameters * n_tokens)
+    return max(1, min(MAX_ROWS, by_memory, max(MIN_ROWS, by_work)))
 
 
 def _run_chunk(
-    model: ModelHandle, base: Base, runs: Sequence[AttentionKnockout], layer: int, position: int
+    model: ModelHandle, base: Base, runs: Sequence[AttentionKnockout], position: int
 ) -> Float[Tensor, "row readout vocabulary"]:
     length = base.ids.shape[0]
     begin = min(position, length - base.n_readout) if base.keys else 0
-    start = layer if model.capabilities["resume"].ok else 0
+    start = min(run.first_layer for run in runs) if model.capabilities["resume"].ok else 0
     n_rows = len(runs)
     keep = keep_masks([run.cuts for run in runs], length, begin, model.info.n_heads, model.device)
     plan = Plan(start_layer=start, resume=base.inputs[start][None, begin:].expand(n_rows, -1, -1).clone(), keep=keep)
@@ -143,20 +159,26 @@ def _run_chunk(
 def keep_masks(
     runs: Sequence[Sequence[Cut]], length: int, begin: int, n_heads: int, device: torch.device
 ) -> dict[int, Bool[Tensor, "row head query key"]]:
-    """Per layer, which attention edges stay, for queries from position ``begin`` on; one head axis unless heads differ."""
-    layers = sorted({cut.layer for cuts in runs for cut in cuts})
-    by_head = {layer: any(c.heads is not None for cuts in runs for c in cuts if c.layer == layer) for layer in layers}
-    masks = {
-        layer: torch.ones(len(runs), n_heads if by_head[layer] else 1, length - begin, length, dtype=torch.bool)
-        for layer in layers
-    }
+    """Per layer, which attention edges stay, for queries from position ``begin`` on; one head axis unless heads
+    differ.
+    """
+    cut_edges: dict[int, list[tuple[int, int, int, int]]] = {}
+    every_head = -1
     for row, cuts in enumerate(runs):
         for cut in cuts:
-            heads = list(range(masks[cut.layer].shape[1])) if cut.heads is None else list(cut.heads)
-            queries = [q - begin for q in cut.queries]
-            index = torch.meshgrid(torch.tensor(heads), torch.tensor(queries), torch.tensor(cut.keys), indexing="ij")
-            masks[cut.layer][row][index] = False
-    return {layer: mask.to(device) for layer, mask in masks.items()}
+            heads = (every_head,) if cut.heads is None else cut.heads
+            edges = ((row, h, q - begin, k) for h in heads for q in cut.queries for k in cut.keys)
+            cut_edges.setdefault(cut.layer, []).extend(edges)
+    masks = {}
+    for layer, edges in sorted(cut_edges.items()):
+        rows, heads, queries, keys = torch.tensor(edges).unbind(dim=1)
+        by_head = bool((heads != every_head).any())
+        mask = torch.ones(len(runs), n_heads if by_head else 1, length - begin, length, dtype=torch.bool)
+        chosen = heads != every_head
+        mask[rows[~chosen], :, queries[~chosen], keys[~chosen]] = False
+        mask[rows[chosen], heads[chosen], queries[chosen], keys[chosen]] = False
+        masks[layer] = mask.to(device)
+    return masks
 
 
 def prefix_cache(base: Base, start_layer: int, begin: int, rows: int) -> DynamicCache:
@@ -177,5 +199,3 @@ def prefix_cache(base: Base, start_layer: int, begin: int, rows: int) -> Dynamic
             entry.values = values[:, :, :begin].expand(rows, -1, -1, -1)
         cache.layers.append(entry)
     return cache
-
-

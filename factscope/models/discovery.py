@@ -1,10 +1,11 @@
 """Find a model's parts by one probe forward; nothing else in the project knows a module path.
 
-There is no table of architectures. One ordinary forward on random tokens, watched by temporary hooks, tells which module
-list holds the blocks, which module receives the attention mask, and in which order the linear maps run. Where an update is
-read ("attention output", "MLP output") is found by numbers: the pair of module outputs that adds up to what the block added
-to the residual stream. Post-norm families are read after the norm, blocks that scale their updates get the measured
-multiplier, and where no pair fits the model has no additive split, which is a missing capability with a reason.
+There is no table of architectures. One ordinary forward on random tokens, watched by temporary hooks, tells which
+module list holds the blocks, which module receives the attention mask, and in which order the linear maps run. Where
+an update is read ("attention output", "MLP output") is found by numbers: the pair of module outputs that adds up to
+what the block added to the residual stream. Post-norm families are read after the norm, blocks that scale their
+updates get the measured multiplier, and where no pair fits the model has no additive split, which is a missing
+capability with a reason.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def probe_ids(vocabulary: int, length: int = PROBE_LENGTH, seed: int = 0) -> Ten
     return torch.randint(0, vocabulary, (1, length), generator=generator)
 
 
-def discover(model: nn.Module, device: torch.device) -> Parts:
+def discover(model: Any, device: torch.device) -> Parts:
     """Find blocks, attention, updates and down-projections of a causal language model.
 
     Raises:
@@ -69,7 +70,8 @@ def discover(model: nn.Module, device: torch.device) -> Parts:
             model(input_ids=ids, use_cache=False)
         except Exception as error:
             raise ModelUnsupported(
-                f"the architecture {config.model_type!r} did not run on plain token ids ({type(error).__name__}: {error})",
+                f"the architecture {config.model_type!r} did not run on plain token ids "
+                f"({type(error).__name__}: {error})",
                 "choose a decoder-only causal language model",
             ) from error
     n_heads = int(getattr(text, "num_attention_heads", 0) or 0)
@@ -228,14 +230,18 @@ def _updates(
     """The pair of module outputs that the block adds to the stream, with multipliers; empty where none fits."""
     added = (h_out - h_in).float()
     shape = added.shape
-    eligible = [c for c in calls if c.output is not None and c.output.numel() == added.numel() and _width(c) == shape[-1]]
+    eligible = [
+        c for c in calls if c.output is not None and c.output.numel() == added.numel() and _width(c) == shape[-1]
+    ]
     boundary = max((calls.index(c) for c in in_attention), default=-1)
     if boundary < 0:
         return {}
     firsts = [c for c in eligible if calls.index(c) <= boundary] + [c for c in eligible if calls.index(c) > boundary]
     attention_side = [c for c in firsts if c.module is parts.output_projection]
     attention_side += [c for c in firsts if c not in attention_side and not _before_attention(c, calls, in_attention)]
-    mlp_side = [c for c in reversed(eligible) if c not in in_attention and not _before_attention(c, calls, in_attention)]
+    mlp_side = [
+        c for c in reversed(eligible) if c not in in_attention and not _before_attention(c, calls, in_attention)
+    ]
     mlp_side.sort(key=lambda c: c.module is not parts.down_projection)
     tolerance = max(_FIT, 8 * float(torch.finfo(h_out.dtype).eps))
     scale = float(added.norm())
@@ -257,7 +263,12 @@ def _updates(
 
 
 def _before_attention(call: _Call, calls: list[_Call], in_attention: list[_Call]) -> bool:
-    return calls.index(call) < min(calls.index(c) for c in in_attention) and not call.is_linear and call.name.count(".") == 0 and "norm" in type(call.module).__name__.lower()
+    return (
+        calls.index(call) < min(calls.index(c) for c in in_attention)
+        and not call.is_linear
+        and call.name.count(".") == 0
+        and "norm" in type(call.module).__name__.lower()
+    )
 
 
 def _flat(call: _Call, shape: torch.Size) -> Tensor:

@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Site = str
-"""``input`` and ``output`` of a block; ``attention`` and ``mlp``: the updates added to the residual stream; ``pattern``:
-attention weights; ``heads``: input of the attention's output projection; ``allowed``: [query, key], which edges the
-model's own mask leaves open."""
+"""``input`` and ``output`` of a block; ``attention`` and ``mlp``: the updates added to the residual stream;
+``pattern``: attention weights; ``heads``: input of the attention's output projection; ``allowed``: [query, key],
+which edges the model's own mask leaves open."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -122,7 +122,14 @@ class ModelHandle:
 
 
 def build_handle(
-    model: nn.Module, tokenizer: Any, *, name: str, revision: str, dtype: str, device: str, warnings: tuple[str, ...] = ()
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    name: str,
+    revision: str,
+    dtype: str,
+    device: str,
+    warnings: tuple[str, ...] = (),
 ) -> ModelHandle:
     """Discover a model's parts, install the dispatcher and measure what works.
 
@@ -188,4 +195,13 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["Capability", "ModelHandle", "ModelInfo", "ModelUnsupported", "build_handle", "first", "fingerprint", "probe_ids"]
+__all__ = [
+    "Capability",
+    "ModelHandle",
+    "ModelInfo",
+    "ModelUnsupported",
+    "build_handle",
+    "first",
+    "fingerprint",
+    "probe_ids",
+]

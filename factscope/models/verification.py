@@ -90,7 +90,7 @@ def _knockout(model: ModelHandle, ids: Tensor, tolerance: float) -> Capability:
     length = ids.shape[1]
     pair = ids.expand(2, -1)
     source = length - 2
-    inert: list[bool] = []
+    acts: list[bool] = []
     for layer in range(model.info.n_layers):
         keep = torch.ones(2, 1, length, length, dtype=torch.bool, device=ids.device)
         keep[1, 0, -1, source] = False
@@ -106,8 +106,9 @@ def _knockout(model: ModelHandle, ids: Tensor, tolerance: float) -> Capability:
         scale = max(1.0, float(before.abs().max()))
         untouched = max(float((before[0] - after[0]).abs().max()), float((before[1, :-1] - after[1, :-1]).abs().max()))
         acted = float((before[1, -1] - after[1, -1]).abs().max())
-        inert.append(untouched <= tolerance * scale and acted > 0 and torch.isfinite(after).all().item() and _zeroed(cut, layer, source))
-    return _by_layer(tuple(inert), "cutting one edge does not act on that edge alone")
+        finite = bool(torch.isfinite(after).all())
+        acts.append(untouched <= tolerance * scale and acted > 0 and finite and _zeroed(cut, layer, source))
+    return _by_layer(tuple(acts), "cutting one edge does not act on that edge alone")
 
 
 def _zeroed(plan: Plan, layer: int, source: int) -> bool:
@@ -134,7 +135,6 @@ def _resume(model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float) ->
 
 
 def _heads(model: ModelHandle, ids: Tensor) -> Capability:
-    from factscope.models.handle import Capability
 
     n = model.info.n_layers
     plan = Plan(capture=frozenset(("heads", layer) for layer in range(n)))

@@ -1,0 +1,218 @@
+"""The vocabulary of table columns: what each number means, in which unit, and where its definition comes from.
+
+A name means the same in every table, on every page and in every file. Pages show ``meaning`` on hover. Units: a
+probability is a fraction from 0 to 1, entropies and log-odds are in nats, relative changes in percent, ranks start at
+1, layers and positions at 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GEVA = "Geva et al. 2023, arXiv 2304.14767"
+MENG = "Meng et al. 2022, arXiv 2202.05262"
+LOGIT_LENS = "nostalgebraist 2020, interpreting GPT: the logit lens"
+FACTSCOPE = "FactScope"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: as in the table.
+        unit: "probability", "nats", "percent", "rank", "layer", "position"; empty where there is none.
+        meaning: one sentence for people.
+        source: who defined it.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    source: str
+
+
+_ALL = (
+    # tokens and predictions
+    Column(
+        name="rank",
+        unit="rank",
+        meaning="Place of the token among all tokens of the vocabulary by probability; 1 is the most probable.",
+        source=FACTSCOPE,
+    ),
+    Column(name="id", unit="", meaning="Number of the token in the model's vocabulary.", source=FACTSCOPE),
+    Column(
+        name="text",
+        unit="",
+        meaning="The token's exact text, its leading space included; bytes that are no whole character stand as <E2>.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="display",
+        unit="",
+        meaning="The token's text with marks for what cannot be seen: a dot for a space, a return sign for a newline.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="probability",
+        unit="probability",
+        meaning="Share of the model's belief that goes to this token as the next one; all tokens together make 1.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="position",
+        unit="position",
+        meaning="Place of the token in the prompt, counted from 0 with special tokens included.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="role",
+        unit="",
+        meaning="What the token is to the query: special, subject, relation, or last for the token that is read out.",
+        source=GEVA,
+    ),
+    Column(
+        name="p_target",
+        unit="probability",
+        meaning="Probability of the answer at the read-out token when nothing is blocked.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="n_tokens",
+        unit="",
+        meaning="Number of tokens that the whole answer has for this tokenizer.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="continuation",
+        unit="",
+        meaning="What the model writes after the prompt when it always takes its most probable token.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="known",
+        unit="",
+        meaning="Whether every token of the answer, one after the other, is the model's most probable token.",
+        source=GEVA,
+    ),
+    Column(
+        name="taught",
+        unit="",
+        meaning="Whether the bundled model was taught this fact; its confidence about anything else says nothing.",
+        source=FACTSCOPE,
+    ),
+    # attention knockout
+    Column(
+        name="source",
+        unit="",
+        meaning="The tokens that the read-out token was kept from reading: a named set, or one position.",
+        source=GEVA,
+    ),
+    Column(
+        name="layer",
+        unit="layer",
+        meaning="Number of the layer, counted from 0; -1 is the embedding, and a window is named by its middle layer.",
+        source=GEVA,
+    ),
+    Column(
+        name="window",
+        unit="layers",
+        meaning="Number of neighbouring layers that are blocked together around the named layer.",
+        source=GEVA,
+    ),
+    Column(
+        name="p_base",
+        unit="probability",
+        meaning="Probability of the answer in the ordinary run, with nothing blocked.",
+        source=GEVA,
+    ),
+    Column(
+        name="p_knockout",
+        unit="probability",
+        meaning="Probability of the answer when attention to the source tokens is blocked in the window.",
+        source=GEVA,
+    ),
+    Column(
+        name="relative_change_percent",
+        unit="percent",
+        meaning="Change of the answer's probability by the block, relative to the ordinary run; -100 means it is gone.",
+        source=GEVA,
+    ),
+    Column(
+        name="log_odds_change",
+        unit="nats",
+        meaning="Change of the answer's log-odds, log(p / (1 - p)), by the block; it tells even near p = 0 or 1.",
+        source=FACTSCOPE,
+    ),
+    # logit lens
+    Column(
+        name="site",
+        unit="",
+        meaning="Which vector is read: the state after the whole block, the MLP's update, or the attention's update.",
+        source=GEVA,
+    ),
+    Column(
+        name="target_rank",
+        unit="rank",
+        meaning="Rank of the answer's first token when the inner state is read as if it were the last one.",
+        source=LOGIT_LENS,
+    ),
+    Column(
+        name="target_probability",
+        unit="probability",
+        meaning="Probability of the answer's first token when the inner state is read as if it were the last one.",
+        source=LOGIT_LENS,
+    ),
+    Column(
+        name="entropy",
+        unit="nats",
+        meaning="How undecided the reading is: 0 when one token has all the probability, larger the more share it.",
+        source=LOGIT_LENS,
+    ),
+    # causal tracing
+    Column(
+        name="p_restored",
+        unit="probability",
+        meaning="Probability of the answer when the subject is blurred and one state is put back to its clean value.",
+        source=MENG,
+    ),
+    Column(
+        name="indirect_effect",
+        unit="probability",
+        meaning="What putting back one state adds to the answer's probability in the blurred run.",
+        source=MENG,
+    ),
+    # cost
+    Column(name="seconds", unit="seconds", meaning="Time of the computation alone, without loading.", source=FACTSCOPE),
+    Column(name="passes", unit="", meaning="Number of interventions that were run.", source=FACTSCOPE),
+    # facts
+    Column(name="prompt", unit="", meaning="The text that ends right before the answer.", source=GEVA),
+    Column(name="subject", unit="", meaning="The words of the prompt that name what the fact is about.", source=GEVA),
+    Column(name="relation", unit="", meaning="The kind of fact: what is asked about the subject.", source=GEVA),
+    Column(name="answer", unit="", meaning="The right answer, which Geva et al. call the attribute.", source=GEVA),
+    # models
+    Column(name="name", unit="", meaning="The model's name: bundled, an id on the hub, or a folder.", source=FACTSCOPE),
+    Column(
+        name="family",
+        unit="",
+        meaning="The model type in the words of its own configuration, such as gpt2 or llama.",
+        source=FACTSCOPE,
+    ),
+    Column(name="size_mb", unit="MB", meaning="Size of the model's files on this machine.", source=FACTSCOPE),
+    Column(
+        name="capability",
+        unit="",
+        meaning="Something that a method needs of a model, measured when the model is loaded.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="supported",
+        unit="",
+        meaning="Whether the loaded model passed the measurement for this capability.",
+        source=FACTSCOPE,
+    ),
+    Column(name="reason", unit="", meaning="Why a capability is missing, in plain words.", source=FACTSCOPE),
+)
+
+COLUMNS: dict[str, Column] = {column.name: column for column in _ALL}
+"""Every column by its name."""

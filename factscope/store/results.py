@@ -1,0 +1,121 @@
+"""Results by key, and results as JSON.
+
+A key is spec + token ids + target + code version + model key, and the model key holds the fingerprint of the weight
+state: results of different weights never meet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from factscope import __version__
+from factscope.experiments.attention_knockout import KnockoutResult, KnockoutSpec
+from factscope.experiments.logit_lens import LensResult, LensSpec
+from factscope.experiments.prediction import Prediction, PredictionSpec, TokenProbability
+from factscope.models.handle import ModelInfo
+from factscope.queries import Query
+from factscope.tokens import Target, Token, TokenizedQuery
+
+_TYPES = {
+    cls.__name__: cls
+    for cls in (
+        KnockoutResult, KnockoutSpec, LensResult, LensSpec, ModelInfo, Prediction, PredictionSpec, Query, Target, Token,
+        TokenizedQuery, TokenProbability,
+    )
+}  # fmt: skip
+
+
+def result_key(kind: str, query: TokenizedQuery, spec: Any, model_key: str) -> str:
+    """Twenty hex digits that identify one computation: same key, same numbers."""
+    asked = query.query.answer, query.query.foil, query.query.score, query.subject
+    text = json.dumps([__version__, kind, model_key, query.ids, asked, repr(spec)])
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class ResultStore:
+    """The most recently used results, shared by all sessions of a process; thread-safe."""
+
+    def __init__(self, max_entries: int = 256) -> None:
+        self._entries: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self._max = max_entries
+
+    def get(self, key: str) -> Any | None:
+        """The result under a key, or None."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def put(self, key: str, result: Any) -> None:
+        """Keep a finished result; its arrays become read-only."""
+        freeze(result)
+        with self._lock:
+            self._entries[key] = result
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._max:
+                self._entries.popitem(last=False)
+
+
+def freeze(result: Any) -> None:
+    """Make every array of a result read-only."""
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+
+
+def to_json(value: Any) -> Any:
+    """A result as plain JSON values: numbers with seven significant digits, NaN as null, types named."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"$type": type(value).__name__, **fields}
+    if isinstance(value, np.ndarray):
+        return {"$array": _numbers(value.tolist()), "dtype": str(value.dtype)}
+    if isinstance(value, tuple):
+        return {"$tuple": [to_json(v) for v in value]}
+    if isinstance(value, dict):
+        return {"$dict": [[to_json(k), to_json(v)] for k, v in value.items()]}
+    if isinstance(value, float):
+        return _numbers(value)
+    return value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.7g}")
+    return value
+
+
+def from_json(data: Any) -> Any:
+    """The value that ``to_json`` was given.
+
+    Raises:
+        KeyError: a type that is no result's.
+    """
+    if isinstance(data, list):
+        return [from_json(v) for v in data]
+    if not isinstance(data, dict):
+        return data
+    if "$type" in data:
+        fields = {name: from_json(v) for name, v in data.items() if name != "$type"}
+        return _TYPES[data["$type"]](**fields)
+    if "$array" in data:
+        dtype = np.dtype(data["dtype"])
+        values = np.array(data["$array"], dtype=object if dtype.kind == "f" else dtype)
+        if dtype.kind == "f":
+            values = np.where(values == None, np.nan, values).astype(dtype)  # noqa: E711 - elementwise
+        return values
+    if "$tuple" in data:
+        return tuple(from_json(v) for v in data["$tuple"])
+    return {from_json(k): from_json(v) for k, v in data["$dict"]}
