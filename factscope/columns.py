@@ -189,7 +189,12 @@ _ALL = (
     Column(name="prompt", unit="", meaning="The text that ends right before the answer.", source=GEVA),
     Column(name="subject", unit="", meaning="The words of the prompt that name what the fact is about.", source=GEVA),
     Column(name="relation", unit="", meaning="The kind of fact: what is asked about the subject.", source=GEVA),
-    Column(name="answer", unit="", meaning="The right answer, which Geva et al. call the attribute.", source=GEVA),
+    Column(
+        name="answer",
+        unit="",
+        meaning="What the fact says about the subject: the right next words, also called the attribute.",
+        source=GEVA,
+    ),
     # models
     Column(name="name", unit="", meaning="The model's name: bundled, an id on the hub, or a folder.", source=FACTSCOPE),
     Column(
