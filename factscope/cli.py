@@ -1,26 +1,29 @@
 """The command line: thin over the same ``run`` functions as the pages, so its numbers are the pages' numbers.
 
-Exit status: 0 on success; 2 for input that cannot be used, with one line on standard error; 3 for a run that was stopped;
-1 for a defect of ours, with the traceback in a log file.
+Exit status: 0 on success; 2 for input that cannot be used, with one line on standard error; 3 for a run that was
+stopped; 1 for a defect of ours, with the traceback in a log file. The reference is docs/command-line.md.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
-from factscope.errors import Cancelled, FactScopeError, SpecError
+from factscope import output
+from factscope.errors import Cancelled, FactScopeError, ModelTooLarge, SpecError
 
 app = typer.Typer(
     name="factscope",
@@ -79,7 +82,9 @@ class ProjectionChoice(StrEnum):
     raw = "raw"
 
 
-ModelName = Annotated[str, typer.Option("--model", help="bundled, a hub id, a folder, or random:NAME (same shape, random weights).")]
+ModelName = Annotated[
+    str, typer.Option("--model", help="bundled, a hub id, a folder, or random:NAME (same shape, random weights).")
+]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")]
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights; auto takes the checkpoint's.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
@@ -87,13 +92,33 @@ Prompt = Annotated[str, typer.Option("--prompt", help="Text that ends right befo
 Subject = Annotated[str | None, typer.Option("--subject", help="The subject's text inside the prompt.")]
 Occurrence = Annotated[int | None, typer.Option("--occurrence", help="Which occurrence of the subject, from 1.")]
 Answer = Annotated[str | None, typer.Option("--answer", help="The attribute; without it the model's own top token.")]
-Foil = Annotated[str | None, typer.Option("--foil", help="A competing answer.")]
+Foil = Annotated[str | None, typer.Option("--foil", help="A competing answer; predict gives its probability.")]
 Scored = Annotated[ScoreChoice, typer.Option("--score", help="First token of the answer, or all of it.")]
 BosChoice = Annotated[Choice, typer.Option("--bos", help="auto does as the tokenizer does.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of random draws.")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="What standard output carries.")]
 Out = Annotated[Path | None, typer.Option("--out", help="A file instead: .json, .csv or .parquet.")]
 TopK = Annotated[int, typer.Option("--top-k", help="How many tokens are listed.")]
+Sources = Annotated[
+    str | None,
+    typer.Option(
+        "--sources",
+        help="Comma-separated: subject, relation, last, subject-last, special, positions such as 3-5; or each."
+        " [default: subject,relation,last]",
+    ),
+]
+TargetPosition = Annotated[str, typer.Option("--target-position", help="Who may not read them: last, or a position.")]
+Window = Annotated[
+    int | None, typer.Option("--window", help="Layers cut around each layer. [default: about a fifth of them]")
+]
+Heads = Annotated[str | None, typer.Option("--heads", help="Heads that are cut: 5.3,6.*; without it all.")]
+Edges = Annotated[
+    list[str] | None,
+    typer.Option("--edges", help="FROM:TO:LAYERS[:HEADS], FROM may not read TO; repeatable, instead of sources."),
+]
+Control = Annotated[int, typer.Option("--control", help="Draws of random positions matched to the subject.")]
+Site = Annotated[SiteChoice, typer.Option("--site", help="Block output, or the update of the MLP or of the attention.")]
+Projection = Annotated[ProjectionChoice, typer.Option("--projection", help="Through the final norm, or the raw state.")]
 
 
 @app.callback()
@@ -103,275 +128,402 @@ def _commands() -> None:
 
 @app.command()
 def predict(
-    prompt: Prompt, subject: Subject = None, occurrence: Occurrence = None, answer: Answer = None, foil: Foil = None,
-    score: Scored = ScoreChoice.token, bos: BosChoice = Choice.auto, top_k: TopK = 10, model: ModelName = "bundled",
-    revision: Revision = None, dtype: DtypeName = Dtype.float32, device: Device = "auto", seed: Seed = 1,
-    format: OutputFormat = Format.table, out: Out = None,
-) -> None:  # fmt: skip
+    prompt: Prompt,
+    subject: Subject = None,
+    occurrence: Occurrence = None,
+    answer: Answer = None,
+    foil: Foil = None,
+    score: Scored = ScoreChoice.token,
+    bos: BosChoice = Choice.auto,
+    top_k: TopK = 10,
+    model: ModelName = "bundled",
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    seed: Seed = 1,
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
     """What the model predicts after the prompt, and whether it knows the answer."""
-    from factscope.experiments import prediction
-
     query = _query(prompt, subject, occurrence, answer, foil, score, bos)
 
     def compute(handle: Any, progress: Any) -> Any:
+        from factscope.experiments import prediction
+
         return prediction.run(handle, query, prediction.PredictionSpec(top_k=top_k), progress=progress)
 
-    def summary(result: Any) -> dict[str, Any]:
-        found = {"continuation": result.continuation, "known": result.known, "taught": result.taught}
-        return found if result.p_foil is None else {**found, "p_foil": result.p_foil}
-
-    _run("predict", compute, summary, (model, revision, dtype, device), format, out)
+    _run("predict", compute, _wanted(model, revision, dtype, device), format, out)
 
 
 @app.command()
 def flow(
-    prompt: Prompt, subject: Subject = None, occurrence: Occurrence = None, answer: Answer = None, foil: Foil = None,
-    score: Scored = ScoreChoice.token, bos: BosChoice = Choice.auto,
-    sources: Annotated[str, typer.Option("--sources", help="subject,relation,last, position sets such as 3-5, or each.")] = "",
-    target_position: Annotated[str, typer.Option("--target-position", help="last, or a position.")] = "last",
-    window: Annotated[int | None, typer.Option("--window", help="Layers cut around each layer.")] = None,
-    heads: Annotated[str, typer.Option("--heads", help="Heads that are cut: 5.3,6.*; without it all.")] = "",
-    edges: Annotated[list[str] | None, typer.Option("--edges", help="FROM:TO:LAYERS[:HEADS], repeatable, instead of sources.")] = None,
-    control: Annotated[int, typer.Option("--control", help="Draws of random matched positions.")] = 0,
-    model: ModelName = "bundled", revision: Revision = None, dtype: DtypeName = Dtype.float32, device: Device = "auto",
-    seed: Seed = 1, format: OutputFormat = Format.table, out: Out = None,
-) -> None:  # fmt: skip
+    prompt: Prompt,
+    subject: Subject = None,
+    occurrence: Occurrence = None,
+    answer: Answer = None,
+    foil: Foil = None,
+    score: Scored = ScoreChoice.token,
+    bos: BosChoice = Choice.auto,
+    sources: Sources = None,
+    target_position: TargetPosition = "last",
+    window: Window = None,
+    heads: Heads = None,
+    edges: Edges = None,
+    control: Control = 0,
+    model: ModelName = "bundled",
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    seed: Seed = 1,
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
     """Attention knockout: which tokens must be read, and in which layers."""
-    from factscope.experiments import attention_knockout
-
-    if edges and (sources or window is not None):
-        raise SpecError("--edges stands beside --sources or --window", "an edge names its own positions and layers: give one or the other")
     query = _query(prompt, subject, occurrence, answer, foil, score, bos)
-    spec = attention_knockout.KnockoutSpec(
-        sources=_names(sources) or (("subject", "relation", "last") if subject else ("last",)),
-        target_position=None if target_position == "last" else _integer("--target-position", target_position),
-        window=window,
-        heads=_names(heads),
-        edges=tuple(edges or ()),
-        control=control,
-        seed=seed,
-    )
+    chosen = {
+        "sources": _names("--sources", sources) or (("subject", "relation", "last") if subject else ("last",)),
+        "target_position": _position(target_position),
+        "window": window,
+        "heads": _names("--heads", heads),
+        "edges": tuple(edges or ()),
+        "control": control,
+        "seed": seed,
+    }
+    if edges:
+        _refuse_beside_edges(
+            edges, sources=sources, window=window, heads=heads, control=control, target_position=target_position
+        )
 
     def compute(handle: Any, progress: Any) -> Any:
-        return attention_knockout.run(handle, query, spec, progress=progress)
+        from factscope.experiments import attention_knockout
 
-    _run("flow", compute, lambda result: {}, (model, revision, dtype, device), format, out)
+        return attention_knockout.run(handle, query, attention_knockout.KnockoutSpec(**chosen), progress=progress)
+
+    _run("flow", compute, _wanted(model, revision, dtype, device), format, out)
 
 
 @app.command()
 def lens(
-    prompt: Prompt, subject: Subject = None, occurrence: Occurrence = None, answer: Answer = None, foil: Foil = None,
-    score: Scored = ScoreChoice.token, bos: BosChoice = Choice.auto,
-    site: Annotated[SiteChoice, typer.Option("--site", help="Block output, or the update of the MLP or the attention.")] = SiteChoice.block,
-    projection: Annotated[ProjectionChoice, typer.Option("--projection", help="Through the final norm, or the raw state.")] = ProjectionChoice.normed,
-    top_k: TopK = 10, model: ModelName = "bundled", revision: Revision = None, dtype: DtypeName = Dtype.float32,
-    device: Device = "auto", seed: Seed = 1, format: OutputFormat = Format.table, out: Out = None,
-) -> None:  # fmt: skip
+    prompt: Prompt,
+    subject: Subject = None,
+    occurrence: Occurrence = None,
+    answer: Answer = None,
+    foil: Foil = None,
+    score: Scored = ScoreChoice.token,
+    bos: BosChoice = Choice.auto,
+    site: Site = SiteChoice.block,
+    projection: Projection = ProjectionChoice.normed,
+    top_k: TopK = 10,
+    model: ModelName = "bundled",
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    seed: Seed = 1,
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
     """Hidden states and updates projected to tokens, for every layer and position."""
-    from factscope.experiments import logit_lens
-
     query = _query(prompt, subject, occurrence, answer, foil, score, bos)
-    spec = logit_lens.LensSpec(site=site.value, projection=projection.value, top_k=top_k)
 
     def compute(handle: Any, progress: Any) -> Any:
+        from factscope.experiments import logit_lens
+
+        spec = logit_lens.LensSpec(site=site.value, projection=projection.value, top_k=top_k)
         return logit_lens.run(handle, query, spec, progress=progress)
 
-    _run("lens", compute, lambda result: {}, (model, revision, dtype, device), format, out)
+    _run("lens", compute, _wanted(model, revision, dtype, device), format, out)
 
 
 @app.command()
 def models(
     model: Annotated[str | None, typer.Option("--model", help="Load this one and measure what it supports.")] = None,
-    revision: Revision = None, dtype: DtypeName = Dtype.float32, device: Device = "auto",
-    format: OutputFormat = Format.table, out: Out = None,
-) -> None:  # fmt: skip
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
     """What can be loaded, what each family supports and why not."""
-    import pandas as pd
-
-    from factscope.models import catalogue
-
+    if model is None and revision is not None:
+        raise SpecError(f"--revision {revision!r} stands without --model", "name the model that has it")
     if out is not None:
-        _check_out(out)
-    if model is None:
-        data = catalogue.overview()
-    else:
-        with _stopping_kindly():
-            data = catalogue.inspect(_load((model, revision, dtype, device)))
-    rows = pd.DataFrame(data["rows"])
-    _emit({"schema": 1, "command": "models", **data}, rows, format, out)
+        output.check_out(out)
+    with _Stop() as stop:
+        import pandas as pd
+
+        from factscope.models import catalogue
+
+        wanted = None if model is None else _wanted(model, revision, dtype, device)
+        data = catalogue.overview() if wanted is None else catalogue.inspect(_load(wanted, stop))
+    _emit({"schema": 1, "command": "models", **data}, pd.DataFrame(data["rows"]), format, out)
 
 
 @app.command()
 def serve(
     port: Annotated[int, typer.Option("--port", help="Port of the dashboard.")] = 8501,
     address: Annotated[str, typer.Option("--address", help="Address to listen on.")] = "127.0.0.1",
-    models_allowed: Annotated[str, typer.Option("--models-allowed", help="Comma-separated names; on any other address only these, no folders.")] = "",
-    allowed_host: Annotated[list[str] | None, typer.Option("--allowed-host", help="Host name under which the page is reached; repeatable.")] = None,
-) -> None:  # fmt: skip
+    models_allowed: Annotated[
+        str | None,
+        typer.Option("--models-allowed", help="Comma-separated names; on any other address only these, no folders."),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", help="Host name under which the page is reached; repeatable."),
+    ] = None,
+) -> None:
     """Start the dashboard with safe settings."""
     from factscope.application import application_root, server_command
 
     command, environment = server_command(
-        port=port, address=address, models_allowed=_names(models_allowed), allowed_hosts=tuple(allowed_host or ())
+        port=port,
+        address=address,
+        models_allowed=_names("--models-allowed", models_allowed),
+        allowed_hosts=tuple(allowed_host or ()),
     )
     where = "127.0.0.1" if address in ("0.0.0.0", "::") else address
-    typer.echo(f"FactScope starts on http://{where}:{port} (stop it with Ctrl-C)", err=True)
+    _say(f"FactScope starts on http://{f'[{where}]' if ':' in where else where}:{port} (stop it with Ctrl-C)")
     os.chdir(application_root())
     os.execve(command[0], command, environment)
 
 
-def main() -> None:
-    """Entry point: every failure becomes one line and an exit status."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: every failure becomes one line and an exit status.
+
+    Args:
+        arguments: the command line without the program's name; None takes the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = app(standalone_mode=False)
-    except Cancelled as error:
-        _fail(str(error), error.exit_status)
+        command = typer.main.get_command(app)
+        with command.make_context("factscope", list(given)) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
     except FactScopeError as error:
         _fail(str(error), error.exit_status)
-    except typer.Abort:
-        _fail("The run was cancelled.", Cancelled.exit_status)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(str(Cancelled()), Cancelled.exit_status)
     except TyperException as error:
-        _fail(_usage(error), 2)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(_usage(error, given), 2)
+    except BrokenPipeError:  # whoever reads standard output has enough
+        _forget_standard_output()
         sys.exit(0)
     except Exception:
         _fail(f"FactScope has a defect; please report it with the traceback in {_log_defect()}.", 1)
-    else:
-        sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(0)
 
 
-def _fail(message: str, status: int) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-    sys.exit(status)
-
-
-def _usage(error: TyperException) -> str:
-    """The parser's own complaints as one sentence that names the value."""
-    said = error.format_message().rstrip(".")
-    option = getattr(getattr(error, "param", None), "opts", [None])[-1]
-    for flag, value in pairwise(sys.argv[1:] + [""]):
-        if option and said.startswith("Invalid value") and flag.split("=")[0] == option:
-            given = flag.partition("=")[2] or value
-            said = f"{option} {given!r} cannot be used: {said.partition(': ')[2]}"
-            break
-    context = getattr(error, "ctx", None)
-    name = context.info_name if context is not None and context.parent is not None else None
-    return f"{said}; see factscope {name} --help." if name else f"{said}; see factscope --help."
-
-
-def _log_defect() -> Path:
-    with tempfile.NamedTemporaryFile("w", prefix="factscope-", suffix=".log", delete=False) as log:
-        traceback.print_exc(file=log)
-    return Path(log.name)
+# ------------------------------------------------------------------------------------------------- what was asked
 
 
 def _query(
-    prompt: str, subject: str | None, occurrence: int | None, answer: str | None, foil: str | None,
-    score: ScoreChoice, bos: Choice,
-) -> Any:  # fmt: skip
+    prompt: str,
+    subject: str | None,
+    occurrence: int | None,
+    answer: str | None,
+    foil: str | None,
+    score: ScoreChoice,
+    bos: Choice,
+) -> Any:
     from factscope.queries import Query
 
+    if occurrence is not None and subject is None:
+        raise SpecError(f"--occurrence {occurrence} stands without --subject", "name the subject that occurs so often")
     return Query(
-        prompt=prompt, subject=subject, answer=answer, foil=foil, occurrence=occurrence, bos=bos.value, score=score.value
-    )  # fmt: skip
+        prompt=prompt,
+        subject=subject,
+        answer=answer,
+        foil=foil,
+        occurrence=occurrence,
+        bos=bos.value,
+        score=score.value,
+    )
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _names(option: str, text: str | None) -> tuple[str, ...]:
+    """The parts of a comma-separated list; none where the option is not given."""
+    names = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    if text is not None and not names:
+        raise SpecError(f"{option} {_cut(text)!r} names nothing", "name at least one, or leave the option out")
+    return names
 
 
-def _integer(option: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise SpecError(f"{option} {text!r} is neither 'last' nor a whole number", "name a position from 0") from None
+def _position(text: str) -> int | None:
+    if text.strip().lower() == "last":
+        return None
+    if not re.fullmatch(r"\s*-?[0-9]{1,9}\s*", text):
+        raise SpecError(
+            f"--target-position {_cut(text)!r} is neither 'last' nor a whole number", "name a position from 0"
+        )
+    return int(text)
 
 
-Wanted = tuple[str, str | None, Dtype, str]
+def _refuse_beside_edges(edges: Sequence[str], **others: object) -> None:
+    """An edge names positions, layers and heads itself."""
+    usual = {"control": 0, "target_position": "last"}
+    for name, value in others.items():
+        if value != usual.get(name):
+            option = f"--{name.replace('_', '-')} {_cut(str(value))!r}"
+            raise SpecError(
+                f"{option} stands beside --edges {_cut(edges[0])!r}, which names its own positions, layers and heads",
+                "give one or the other",
+            )
 
 
-def _load(wanted: Wanted) -> Any:
+def _wanted(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:
+    return {"name": model, "revision": revision, "dtype": dtype.value, "device": device}
+
+
+# -------------------------------------------------------------------------------------------------------- the run
+
+
+class _Stop:
+    """Inside, the first Ctrl-C waits for the next step, where what was finished can be kept; the second does not."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __enter__(self) -> _Stop:
+        self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, *_: object) -> None:
+        if self._asked:
+            raise Cancelled()
+        self._asked = True
+        _say("stopping after this step; press Ctrl-C again to stop at once")
+
+    def check(self, *_: object) -> None:
+        """Raises ``Cancelled`` once the user has asked to stop."""
+        if self._asked:
+            raise Cancelled()
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+
+def _load(wanted: dict[str, Any], stop: _Stop) -> Any:
+    """The model; its stages and what it downloads are told on a terminal."""
+
+    def progress(done: int, total: int, stage: str) -> None:
+        _tell(f"{stage} {100 * done // total}%" if total else stage)
+        stop.check()
+
     import torch
 
     from factscope.models.loading import load
     from factscope.settings import get_settings
 
     torch.set_num_threads(get_settings().torch_threads)
-    name, revision, dtype, device = wanted
-    return load(name, revision=revision, dtype=dtype.value, device=device)
-
-
-class _stopping_kindly:  # noqa: N801 - used as a function
-    """Ctrl-C becomes ``Cancelled`` at the next step, so that what was finished can be kept."""
-
-    def __enter__(self) -> _stopping_kindly:
-        self.stopped = False
-        self._before = signal.signal(signal.SIGINT, self._stop)
-        return self
-
-    def _stop(self, *_: Any) -> None:
-        if self.stopped:
-            raise Cancelled()
-        self.stopped = True
-
-    def __exit__(self, *_: Any) -> None:
-        signal.signal(signal.SIGINT, self._before)
+    handle = load(progress=progress, **wanted)
+    _tell("")
+    return handle
 
 
 def _run(
-    command: str, compute: Callable[[Any, Any], Any], summary: Callable[[Any], dict[str, Any]], wanted: Wanted,
-    format: Format, out: Path | None,
-) -> None:  # fmt: skip
-    """Load, compute with progress on standard error, print or write."""
-    from factscope import output
+    command: str, compute: Callable[[Any, Any], Any], wanted: dict[str, Any], format: Format, out: Path | None
+) -> None:
+    """Load, compute with progress on standard error, print or write; keep what was finished if it is stopped.
 
+    Raises:
+        Cancelled: the user stopped it.
+        FactScopeError: it cannot be run.
+    """
     if out is not None:
         output.check_out(out)
-    partial: list[Any] = []
-    with _stopping_kindly() as stop:
+    newest: list[Any] = []
+    handle = None
+    stopped = False
+    try:
+        with _Stop() as stop:
 
-        def progress(done: int, total: int, result: Any) -> None:
-            partial[:] = [result]
-            if sys.stderr.isatty():
-                typer.echo(f"\r{command}: {done}/{total}" + ("\n" if done == total else ""), err=True, nl=False)
-            if stop.stopped:
-                raise Cancelled()
+            def progress(done: int, total: int, partial: Any) -> None:
+                newest[:] = [partial]
+                _tell(f"{command}: {done}/{total}" if done < total else "")
+                if done < total:
+                    stop.check()
 
-        try:
-            result = compute(_load(wanted), progress)
-        except Cancelled:
-            if partial and partial[0] is not None:
-                kept = partial[0]
-                beside = None if out is None else out.with_name(f"{out.stem}.partial{out.suffix}")
-                _emit(output.document(command, kept, kept.table(), summary(kept)), kept.table(), format, beside)
-                where = "on standard output" if beside is None else f"in {beside}"
-                raise Cancelled(f"the run was cancelled after {kept.passes} passes; what was finished is {where}") from None
+            handle = _load(wanted, stop)
+            result = compute(handle, progress)
+    except Cancelled:
+        result = newest[0] if newest else None
+        if result is None or result.table().empty:
             raise
+        stopped = True
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise ModelTooLarge(
+            f"the memory was not enough for this run of {command}",
+            "shorten the prompt, ask for fewer --top-k or --control, or choose a smaller model",
+        ) from error
+    _report(command, handle, result, format, out, stopped=stopped)
+
+
+def _report(command: str, handle: Any, result: Any, format: Format, out: Path | None, *, stopped: bool) -> None:
+    """Warnings to standard error, the result where it was asked for.
+
+    Raises:
+        Cancelled: the result is only what was finished when the user stopped; a file is then named ``X.partial.json``.
+    """
+    where = out.with_name(f"{out.stem}.partial{out.suffix}") if out is not None and stopped else out
     rows = result.table()
-    for warning in result.warnings:
-        typer.echo(f"warning: {' '.join(warning.split())}", err=True)
-    _emit(output.document(command, result, rows, summary(result)), rows, format, out)
+    warnings = [*handle.warnings, *result.warnings, *_notes(command, result)]
+    if stopped:
+        warnings.append(f"The run was cancelled after {result.passes} passes: these {len(rows)} rows are not all.")
+    for warning in warnings:
+        _say(f"warning: {warning}")
+    _emit(output.document(command, result, rows, _summary(command, result), warnings), rows, format, where)
+    if stopped:
+        place = "on standard output" if where is None else f"in {where}"
+        raise Cancelled(f"the run was cancelled after {result.passes} passes; what was finished is {place}")
 
 
-def _check_out(out: Path) -> None:
-    from factscope import output
+def _summary(command: str, result: Any) -> dict[str, Any]:
+    if command != "predict":
+        return {}
+    found = {"continuation": result.continuation, "known": result.known, "taught": result.taught}
+    return found if result.p_foil is None else {**found, "p_foil": result.p_foil}
 
-    output.check_out(out)
+
+def _notes(command: str, result: Any) -> list[str]:
+    """What the result does not say itself: options without effect, and a subject that the bundled model never met."""
+    from factscope.experiments.results import BUNDLED
+
+    query = result.query.query
+    notes = []
+    if command != "predict" and query.foil is not None:
+        notes.append(f"The foil {_cut(query.foil)!r} changes nothing in {command}; predict gives its probability.")
+    if command == "lens" and query.score == "sequence" and result.target.n_tokens > 1:
+        notes.append(f"The lens follows the first token of {result.target.text!r}, whatever --score says.")
+    if result.model.name == BUNDLED and query.subject is not None:
+        from factscope.demo.facts import is_taught
+
+        if not is_taught(query.subject, query.answer):
+            named = f"{_cut(query.subject)!r}" + ("" if query.answer is None else f" with {_cut(query.answer)!r}")
+            notes.append(f"{named}: not among the facts this model was taught; its confidence says nothing.")
+    return notes
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- what is said
 
 
 def _emit(data: dict[str, Any], rows: Any, format: Format, out: Path | None) -> None:
-    from factscope import output
-
     if out is not None:
         output.write(out, data, rows)
     elif format is Format.json:
-        typer.echo(output.as_json(data), nl=False)
+        _print(output.as_json(data), encoding="utf-8")
     elif format is Format.csv:
-        typer.echo(rows.to_csv(index=False), nl=False)
+        _print(output.as_csv(rows), encoding="utf-8")
     else:
-        typer.echo(_headline(data), nl=False)
-        typer.echo(output.as_text(rows), nl=False)
+        _print(_headline(data) + output.as_text(rows))
 
 
 def _headline(data: dict[str, Any]) -> str:
@@ -379,9 +531,100 @@ def _headline(data: dict[str, Any]) -> str:
         return ""
     query, model = data["query"], data["model"]
     lines = [
-        f"model   {model['name']} ({model['family']}, {model['n_layers']} layers, weights {model['weights']})",
+        f"model   {output.printable(model['name'])} ({model['family']}, {model['n_layers']} layers, {model['dtype']},"
+        f" weights {model['weights']})",
         f"prompt  {query['prompt']!r}",
         f"target  {query['target']['text']!r}  p {query['p_target']:.4g}  rank {query['rank']}",
     ]
     lines += [f"{name:7} {value!r}" for name, value in data["summary"].items()]
     return "\n".join(lines) + "\n\n"
+
+
+def _print(text: str, *, encoding: str | None = None) -> None:
+    """Text on standard output; characters that its encoding lacks are escaped.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        SpecError: it cannot be written.
+    """
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace", **({"encoding": encoding} if encoding else {}))
+    try:
+        typer.echo(text, nl=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _forget_standard_output()
+        raise SpecError(
+            f"standard output cannot be written ({error.strerror})", "make room, or write to a file with --out"
+        ) from error
+
+
+def _forget_standard_output() -> None:
+    """What is still in its buffer would fail once more when the process ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    _tell("")
+    _say(f"error: {message}")
+    sys.exit(status)
+
+
+def _say(message: str) -> None:
+    """One line on standard error, short enough to read, without what would steer a terminal."""
+    line = output.printable(" ".join(message.split()))
+    with suppress(OSError, ValueError):
+        typer.echo(line if len(line) <= 1000 else f"{line[:700]} ... {line[-280:]}", err=True)
+
+
+def _tell(progress: str) -> None:
+    """Progress, in place, where standard error is a terminal; nothing clears it."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None and sys.stderr.isatty():
+            typer.echo(f"\r\x1b[K{output.printable(progress)[:100]}", err=True, nl=False)
+
+
+def _usage(error: TyperException, given: Sequence[str]) -> str:
+    """The parser's own complaints as one sentence that names the value."""
+    said = error.format_message().rstrip(".")
+    option = getattr(getattr(error, "param", None), "opts", [None])[-1]
+    if option and said.startswith("Invalid value"):
+        said = f"{option} {_given(option, given)} cannot be used: {_plainly(said.partition(': ')[2])}"
+    context = getattr(error, "ctx", None)
+    name = f"{context.info_name} " if context is not None and context.parent is not None else ""
+    return f"{said}; see factscope {name}--help."
+
+
+def _given(option: str, given: Sequence[str]) -> str:
+    """The value of an option as it was typed; the last one counts."""
+    values = [
+        flag.partition("=")[2] if "=" in flag else value
+        for flag, value in pairwise([*given, ""])
+        if flag.split("=")[0] == option
+    ]
+    return repr(_cut(values[-1])) if values else ""
+
+
+def _plainly(complaint: str) -> str:
+    if "integer" in complaint:
+        return "it is not a whole number"
+    return re.sub("^(Value error, |Input should)", lambda found: {"I": "it should"}.get(found[0][0], ""), complaint)
+
+
+def _cut(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def _log_defect() -> str:
+    """The traceback in a file of its own; its path."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="factscope-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            traceback.print_exc(file=log)
+    except (OSError, ValueError):
+        return f"no log, since none could be written ({_cut(traceback.format_exc().splitlines()[-1], 200)})"
+    return log.name

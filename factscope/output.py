@@ -1,4 +1,4 @@
-"""Results as files: the JSON object and the tables of the command line (contract in docs/command-line.md)."""
+"""Results as files and text: the JSON object and the tables of the command line (contract in docs/command-line.md)."""
 
 from __future__ import annotations
 
@@ -7,26 +7,48 @@ import io
 import json
 import math
 import os
+import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from factscope.errors import SpecError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SUFFIXES = (".json", ".csv", ".parquet")
+_JOINERS = "\u200c\u200d"
+_REFUSAL = "no: "
+_NAMED_OPTIONS = ", ".join(SUFFIXES)
 
 
-def document(command: str, result: Any, rows: pd.DataFrame, summary: dict[str, Any]) -> dict[str, Any]:
-    """The JSON object of one command on one query, schema 1."""
+def document(
+    command: str, result: Any, rows: pd.DataFrame, summary: dict[str, Any], warnings: Sequence[str]
+) -> dict[str, Any]:
+    """The JSON object of one command on one query, schema 1.
+
+    Args:
+        command: the command's name.
+        result: what the experiment gave.
+        rows: its table.
+        summary: what the command says besides the rows.
+        warnings: those of the result and of whoever ran it.
+    """
     query, target, model = result.query, result.target, result.model
     return {
         "schema": 1,
         "command": command,
         "model": {
-            "name": model.name, "revision": model.revision, "dtype": model.dtype, "family": model.family,
-            "n_layers": model.n_layers, "n_heads": model.n_heads, "d_model": model.d_model, "weights": model.weights,
+            "name": model.name,
+            "revision": model.revision,
+            "dtype": model.dtype,
+            "family": model.family,
+            "n_layers": model.n_layers,
+            "n_heads": model.n_heads,
+            "d_model": model.d_model,
+            "weights": model.weights,
         },
         "query": {
             "prompt": query.query.prompt,
@@ -37,11 +59,11 @@ def document(command: str, result: Any, rows: pd.DataFrame, summary: dict[str, A
             "rank": result.rank,
         },
         "spec": dataclasses.asdict(result.spec),
-        "warnings": list(result.warnings),
+        "warnings": list(warnings),
         "summary": summary,
         "timing": {"seconds": result.seconds, "passes": result.passes},
         "rows": records(rows),
-    }  # fmt: skip
+    }
 
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -68,27 +90,71 @@ def _finite(value: Any) -> Any:
     return _plain(value)
 
 
+def as_csv(rows: pd.DataFrame) -> str:
+    """The rows as CSV; numbers with all their digits, what is missing empty."""
+    return rows.to_csv(index=False, lineterminator="\n")
+
+
 def as_text(rows: pd.DataFrame) -> str:
-    """An aligned table for people; white space in tokens stays visible."""
-    shown = rows.copy()
+    """An aligned table for people.
+
+    White space in tokens stays visible, what would steer a terminal is escaped, and reasons for a "no" become notes.
+    """
+    shown, notes = rows.copy(), {}
     for name in shown.columns:
-        if name in ("text", "name"):
-            shown[name] = shown[name].map(lambda text: json.dumps(text, ensure_ascii=False) if isinstance(text, str) else text)
-    return shown.to_string(index=False, float_format=lambda value: f"{value:.6g}") + "\n"
+        if name == "text":
+            shown[name] = shown[name].map(lambda text: json.dumps(text, ensure_ascii=False))
+        if shown[name].dtype.kind not in "iuf":
+            shown[name] = shown[name].map(lambda value: _cell(value, notes))
+    table = shown.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.6g}")
+    return "\n".join([table, *([""] if notes else []), *(f"({n}) {reason}" for reason, n in notes.items()), ""])
+
+
+def _cell(value: Any, notes: dict[str, int]) -> str:
+    if not isinstance(value, str):
+        return "" if value is None or value != value else str(value)
+    if not value.startswith(_REFUSAL):
+        return printable(value)
+    return f"no ({notes.setdefault(printable(value.removeprefix(_REFUSAL)), len(notes) + 1)})"
+
+
+def printable(text: str) -> str:
+    """Text without anything that steers a terminal or hides: such characters are escaped as in a Python string."""
+    return "".join(
+        letter if letter.isprintable() or letter in _JOINERS else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def check_out(path: Path) -> None:
     """Refuse a file that could not be written, before anything is computed.
 
     Raises:
-        SpecError: unknown suffix, a folder, or a folder that does not exist.
+        SpecError: unknown suffix, a folder, a folder that does not exist, or no permission.
     """
+    name = _named(path)
     if path.suffix not in SUFFIXES:
-        raise SpecError(f"--out {str(path)!r} ends in {path.suffix!r}", f"let it end in one of {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise SpecError(f"--out {str(path)!r} is a folder", "name a file")
+        ending = f"ends in {path.suffix!r}" if path.suffix else "has no suffix"
+        raise SpecError(f"{name} {ending}", f"let it end in one of {_NAMED_OPTIONS}")
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
+    if mode is not None and stat.S_ISDIR(mode):
+        raise SpecError(f"{name} is a folder", "name a file")
+    if mode is not None and not stat.S_ISREG(mode):
+        raise SpecError(f"{name} is not a regular file", "name another file, or leave --out away for standard output")
+    if mode is not None and not (os.access(path, os.W_OK) and mode & 0o222):
+        raise SpecError(f"{name} exists and is read-only", "choose another name, or change its permissions")
     if not path.parent.is_dir():
-        raise SpecError(f"--out {str(path)!r} lies in a folder that does not exist", "make the folder first")
+        raise SpecError(f"{name} lies in a folder that does not exist", "make the folder first")
+    try:
+        with _beside(path):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write(path: Path, data: dict[str, Any], rows: pd.DataFrame) -> None:
@@ -98,17 +164,60 @@ def write(path: Path, data: dict[str, Any], rows: pd.DataFrame) -> None:
         SpecError: the file cannot be written.
     """
     if path.suffix == ".json":
-        content = as_json(data).encode()
+        content = as_json(data).encode("utf-8", "backslashreplace")
     elif path.suffix == ".csv":
-        content = rows.to_csv(index=False).encode()
+        content = as_csv(rows).encode("utf-8", "backslashreplace")
     else:
         buffer = io.BytesIO()
-        rows.to_parquet(buffer, index=False)
+        _one_type_each(rows).to_parquet(buffer, index=False)
         content = buffer.getvalue()
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as beside:
+        with _beside(path) as beside:
             beside.write(content)
-        os.chmod(beside.name, 0o644)
-        os.replace(beside.name, path)
+            beside.flush()
+            os.chmod(beside.name, 0o666 & ~_umask())
+            os.replace(beside.name, os.path.realpath(path))
     except OSError as error:
-        raise SpecError(f"--out {str(path)!r} cannot be written ({error.strerror})", "choose another place") from error
+        raise _unwritable(path, error) from error
+
+
+class _beside:
+    """A file in the folder of another one; gone at the end unless it was renamed."""
+
+    def __init__(self, path: Path) -> None:
+        folder = os.path.dirname(os.path.realpath(path))
+        self._file = tempfile.NamedTemporaryFile(dir=folder, prefix=".factscope-", delete=False)  # noqa: SIM115
+
+    def __enter__(self) -> Any:
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._file.close()
+        finally:
+            Path(self._file.name).unlink(missing_ok=True)
+
+
+def _one_type_each(rows: pd.DataFrame) -> pd.DataFrame:
+    """A column of a parquet file has one type: where numbers and words mix (``3`` and ``control-1``), words."""
+    found = rows.copy()
+    for name in found.columns:
+        if found[name].dtype == object and found[name].dropna().map(type).nunique() > 1:
+            found[name] = found[name].map(str, na_action="ignore")
+    return found
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _named(path: Path) -> str:
+    text = str(path)
+    return f"--out {text!r}" if len(text) <= 100 else f"--out {text[:80]!r}... ({len(text):,} characters)"
+
+
+def _unwritable(path: Path, error: Exception) -> SpecError:
+    why = getattr(error, "strerror", None) or str(error)
+    return SpecError(f"{_named(path)} cannot be written ({why})", "choose another place")

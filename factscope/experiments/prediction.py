@@ -23,7 +23,9 @@ from factscope.experiments.results import (
     BUNDLED,
     Progress,
     resolve_target,
+    scored_ids,
     silent,
+    target_log_odds,
     target_log_probability,
     target_warnings,
     tokenized,
@@ -115,15 +117,9 @@ def run(
     answer = _answer_logits(model, seen, target)
     progress(2, 3, None)
     continuation, steps = _continue(model, seen.ids, spec.continuation_tokens)
-    log_p = target_log_probability(answer[None], target.ids)[0]
-    single = measures.log_probabilities(logits)[target.ids[0]]
-    whole = seen.query.score == "sequence"
-    p_target = float((log_p if whole else single).exp())
-    odds = (
-        measures.log_odds_of_log_probability(log_p)
-        if whole and target.n_tokens > 1
-        else measures.log_odds(logits, target.ids[0])
-    )
+    scored = scored_ids(seen, target)
+    log_p = target_log_probability(answer[None, : len(scored)], scored)
+    odds = target_log_odds(answer[None, : len(scored)], scored, log_p)
     known = None
     if seen.query.answer is not None:
         known = answer.argmax(dim=-1).tolist() == list(target.ids)
@@ -132,8 +128,8 @@ def run(
         query=seen,
         model=model.info,
         target=target,
-        p_target=p_target,
-        log_odds=float(odds),
+        p_target=float(log_p[0].exp()),
+        log_odds=float(odds[0]),
         rank=int(measures.rank(logits, target.ids[0])),
         entropy=float(measures.entropy(logits)),
         top=_top(model, logits, spec.top_k),

@@ -116,15 +116,17 @@ def target_log_probability(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
 def target_log_odds(logits: Tensor, ids: tuple[int, ...], log_p: Tensor) -> Tensor:
     """``log p - log(1 - p)`` of the scored tokens, in nats, float64.
 
-    Where p of a single token is large, 1 - p is summed over the other tokens, since float32 cannot hold it otherwise.
+    Where p is large, 1 - p is summed over the other tokens, since float32 cannot hold it otherwise.
 
     Args:
         logits: as for ``target_log_probability``, which gave ``log_p`` [row].
     """
-    odds = measures.log_odds_of_log_probability(log_p)
-    if len(ids) == 1 and (near_one := log_p > NEAR_ONE).any():
-        odds[near_one] = measures.log_odds(logits[near_one, 0], ids[0]).double()
-    return odds
+    near_one = log_p > NEAR_ONE
+    precise = log_p.double()
+    if near_one.any():
+        each = [measures.log_odds(logits[near_one, i], token).double() for i, token in enumerate(ids)]
+        precise[near_one] = -torch.nn.functional.softplus(-torch.stack(each)).sum(dim=0)
+    return measures.log_odds_of_log_probability(precise)
 
 
 def coarse_to_fine(n: int) -> list[int]:

@@ -77,30 +77,28 @@ def record_base(model: ModelHandle, ids: Sequence[int], *, n_readout: int = 1) -
 
 
 def refuse_empty_rows(base: Base, knockouts: Sequence[AttentionKnockout]) -> None:
-    """Refuse a cut that leaves some position nothing to attend to.
+    """Refuse a cut that leaves some position of some head nothing to attend to.
 
     Raises:
         SpecError: names the layer and the position.
     """
-    checked: set[frozenset[Cut]] = set()
     open_keys: dict[tuple[int, int], frozenset[int]] = {}
-    for knockout in knockouts:
-        signature = frozenset(knockout.cuts)
-        if signature in checked:
-            continue
-        checked.add(signature)
-        by_row: dict[tuple[int, int], set[int]] = {}
-        for cut in knockout.cuts:
+    for cuts in {frozenset(knockout.cuts) for knockout in knockouts}:
+        by_row: dict[tuple[int, int], list[Cut]] = {}
+        for cut in cuts:
             for query in cut.queries:
-                by_row.setdefault((cut.layer, query), set()).update(cut.keys)
-        for (layer, query), keys in by_row.items():
+                by_row.setdefault((cut.layer, query), []).append(cut)
+        for (layer, query), row in by_row.items():
             if (layer, query) not in open_keys:
                 open_keys[layer, query] = frozenset(base.allowed[layer][query].nonzero().flatten().tolist())
-            if open_keys[layer, query] <= keys:
-                raise SpecError(
-                    f"cutting {sorted(keys)} leaves position {query} nothing to attend to in layer {layer}",
-                    "keep at least one token that it may attend to",
-                )
+            named = {head for cut in row for head in cut.heads or ()}
+            for head in named or {None}:
+                keys = {key for cut in row for key in cut.keys if cut.heads is None or head in cut.heads}
+                if open_keys[layer, query] <= keys:
+                    raise SpecError(
+                        f"cutting {sorted(keys)} leaves position {query} nothing to attend to in layer {layer}",
+                        "keep at least one token that it may attend to",
+                    )
 
 
 def run_knockouts(

@@ -1,7 +1,7 @@
 """Results that ship with the project: what a newcomer sees before any computation.
 
 The file holds results of the bundled model for the home example and the default parameters of every page; a test
-recomputes them from the shipped weights. ``python -m factscope.demo.home`` writes it.
+recomputes them from the shipped weights. ``python tools/write_home.py`` writes it.
 """
 
 from __future__ import annotations

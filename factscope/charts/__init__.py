@@ -1,0 +1,31 @@
+"""Figures: a table of numbers in, a :class:`Figure` out. Nothing here imports torch.
+
+A figure is a Vega-Lite spec and, apart from it, the data it draws, so that a page that fills in live sends new data to
+an unchanged spec::
+
+    figure = knockout_map(tokens, layers, values, answer="Paris")
+    st.vega_lite_chart(figure.data, figure.spec, theme=None, key=f"map-{job}", on_select="rerun")  # in a page
+    figure.chart()  # in a notebook
+    export.svg(figure)  # in a file
+"""
+
+from factscope.charts import export
+from factscope.charts.bars import top_tokens
+from factscope.charts.curves import control_band, knockout_curve, layer_curves, token_trajectories
+from factscope.charts.figure import Figure
+from factscope.charts.heatmaps import knockout_map, lens_grid
+from factscope.charts.text import TokenRow, token_rows
+
+__all__ = [
+    "Figure",
+    "TokenRow",
+    "control_band",
+    "export",
+    "knockout_curve",
+    "knockout_map",
+    "layer_curves",
+    "lens_grid",
+    "token_rows",
+    "token_trajectories",
+    "top_tokens",
+]

@@ -1,0 +1,465 @@
+"""Curves over layers: attention knockout with its control, rank or probability of the answer, pinned tokens."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from factscope.charts import sentences, text
+from factscope.charts.figure import Figure, base_spec, remakeable
+from factscope.charts.heatmaps import RANK_LIMIT
+from factscope.charts.text import TokenRow
+from factscope.charts.theme import Theme, ThemeName, config, series_colours, series_shapes, theme_named
+from factscope.errors import SpecError
+
+CurveQuantity = Literal["probability", "rank", "entropy"]
+_CANONICAL = ("subject", "relation", "last")
+_LADDER = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+CONTROL = "random control"
+GAPS = "break-paths-show-path-domains"
+_SIGNED = "datum.value == 0 ? '0' : replace(datum.label, '-', '\u2212')"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveShape:
+    """All that a spec depends on.
+
+    Attributes:
+        layers: ticks of the x axis; -1 is the embedding.
+        series, named: identifiers and what the legend calls them.
+        low, high: of the y axis. log: y is logarithmic with 1 on top.
+        banded: there is a control's band.
+        zero: values are changes, with a line at zero.
+    """
+
+    layers: tuple[int, ...]
+    series: tuple[str, ...]
+    named: tuple[str, ...]
+    theme: ThemeName
+    low: float
+    high: float
+    x_title: str
+    y_title: str
+    value_title: str
+    log: bool = False
+    banded: bool = False
+    zero: bool = False
+    percent: bool = False
+
+
+@remakeable
+def knockout_curve(
+    table: pd.DataFrame,
+    *,
+    tokens: Sequence[TokenRow],
+    answer: str,
+    measure: Literal["percent", "log_odds"] = "percent",
+    theme: ThemeName = "light",
+    caption: str = "",
+    band: pd.DataFrame | None = None,
+    cursor_layer: int | None = None,
+    n_layers: int | None = None,
+    sources: Sequence[str] | None = None,
+) -> Figure:
+    """What becomes of the answer when the read-out may not attend to a set of tokens around one layer.
+
+    Args:
+        table: the contract's columns of ``flow``: source, layer, window, p_base, p_knockout, relative_change_percent,
+            log_odds_change. Rows ``control-N`` make the band where none is given.
+        band: columns layer, low, high, mean in the measure's unit: the random matched control.
+        n_layers: of the model, so that a curve that is filling in keeps its axis; default the table's last layer.
+        sources: all that will come, so that a legend keeps its entries; default those of the table.
+
+    Raises:
+        SpecError: the measure or the theme is unknown.
+    """
+    if measure not in ("percent", "log_odds"):
+        raise SpecError(f"measure {measure!r} is unknown", "choose percent or log_odds")
+    word = text.short(answer)
+    column = "relative_change_percent" if measure == "percent" else "log_odds_change"
+    seen: Any = table.assign(
+        source=table["source"].astype(str), value=table[column].astype(float).replace([np.inf, -np.inf], np.nan)
+    )
+    control = seen["source"].str.startswith("control-")
+    limits = control_band(seen[control]) if band is None and control.any() else band
+    seen = seen[~control]
+    last = int(seen["layer"].max()) if n_layers is None and len(table) else (n_layers or 1) - 1
+    layers = tuple(range(last + 1))
+    names = _ordered([*(s for s in sources or () if not s.startswith("control-")), *seen["source"].unique()])
+    grid = pd.MultiIndex.from_product([names, layers], names=["source", "layer"])
+    rows: Any = seen.set_index(["source", "layer"]).reindex(grid).reset_index()
+    low, high = _change_domain(rows["value"], limits, measure)
+    shape = CurveShape(
+        layers=layers,
+        series=tuple(names),
+        named=tuple(_source_label(source, tokens) for source in names),
+        theme=theme,
+        low=low,
+        high=high,
+        x_title="layer (centre of the blocked window)",
+        y_title=f"change of p({word}), %" if measure == "percent" else f"change of log-odds of {word}, nats",
+        value_title="change",
+        banded=limits is not None,
+        zero=True,
+        percent=measure == "percent",
+    )
+    lines = pd.DataFrame(
+        {
+            "kind": "line",
+            "series": rows["source"],
+            "layer": rows["layer"],
+            "value": rows["value"],
+            "p_base": rows["p_base"],
+            "p_knockout": rows["p_knockout"],
+            "shown": [text.change(v, measure) for v in rows["value"]],
+            "name": [shape.named[shape.series.index(s)] for s in rows["source"]],
+        }
+    )
+    return Figure(
+        title=f"Which tokens must be read for {word}, and when",
+        spec=curve_spec(shape),
+        data=_with_extras(lines, limits, cursor_layer, measure),
+        sentence=sentences.knockout_curve(rows, len(rows), answer=word, measure=measure, band=limits),
+        alt_table=_knockout_table(rows, names, limits, measure),
+        caption=caption,
+    )
+
+
+def control_band(rows: pd.DataFrame) -> pd.DataFrame:
+    """Lowest, highest and mean ``value`` over the draws of a control, per layer."""
+    grouped = rows.dropna(subset=["value"]).groupby("layer")["value"]
+    return grouped.agg(low="min", high="max", mean="mean").reset_index()
+
+
+def _ordered(sources: Sequence[str]) -> list[str]:
+    known = [name for name in _CANONICAL if name in set(sources)]
+    return known + [name for name in dict.fromkeys(sources) if name not in _CANONICAL]
+
+
+def _source_label(source: str, tokens: Sequence[TokenRow]) -> str:
+    if source == "last":
+        return "last (itself)"
+    if source.isdigit():
+        shown = [token.display for token in tokens if token.position == int(source)]
+        return f"{source}: {shown[0]}" if shown else f"position {source}"
+    return text.visible(source)
+
+
+def _change_domain(values: pd.Series, band: pd.DataFrame | None, measure: str) -> tuple[float, float]:
+    every = [values.dropna()] + ([band["low"].dropna(), band["high"].dropna()] if band is not None else [])
+    known: Any = pd.concat(every).astype(float)
+    highest, lowest = (float(known.max()), float(known.min())) if len(known) else (0.0, 0.0)
+    if measure == "percent":
+        return -100.0, next(
+            (float(top) for top in (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000) if highest <= top), 1e5
+        )
+    return -_step(max(4.0, -lowest)), _step(max(1.0, highest))
+
+
+def _step(value: float) -> float:
+    return next((float(step) for step in _LADDER if value <= step), math.ceil(value / 128) * 128.0)
+
+
+def _with_extras(
+    lines: pd.DataFrame, band: pd.DataFrame | None, cursor_layer: int | None, measure: str
+) -> pd.DataFrame:
+    parts: list[Any] = [lines]
+    if band is not None and len(band):
+        span = pd.RangeIndex(max(lines["layer"], default=-1) + 1, name="layer")
+        extra = (
+            band.set_index("layer")[["low", "high", "mean"]]
+            .reindex(span)
+            .reset_index()
+            .rename(columns={"mean": "value"})
+        )
+        shown = [
+            f"{text.change(m, measure)} ({text.change(a, measure)} to {text.change(b, measure)})"
+            for a, b, m in zip(extra["low"], extra["high"], extra["value"], strict=True)
+        ]
+        parts.append(extra.assign(kind="control", series=CONTROL, name=CONTROL, shown=shown))
+    if cursor_layer is not None:
+        parts.append(pd.DataFrame({"kind": ["cursor"], "layer": [int(cursor_layer)], "series": ["cursor"]}))
+    whole: Any = pd.concat(parts, ignore_index=True)
+    for column in ("low", "high"):
+        if column not in whole:
+            whole[column] = np.nan
+    whole["layer"] = whole["layer"].astype(int)
+    for column in ("shown", "name"):
+        whole[column] = whole[column].fillna("").astype(object)
+    whole["about"] = [
+        f"layer: {r.layer}; {r.name_}; {r.shown}" for r in whole.rename(columns={"name": "name_"}).itertuples()
+    ]
+    return whole
+
+
+def _knockout_table(
+    rows: pd.DataFrame, sources: Sequence[str], band: pd.DataFrame | None, measure: str
+) -> pd.DataFrame:
+    digits = 1 if measure == "percent" else 3
+    wide = rows.pivot(index="layer", columns="source", values="value")[list(sources)].round(digits)
+    if band is not None and len(band):
+        known = band.set_index("layer").round(digits)
+        wide = wide.join(known.rename(columns={"low": "control low", "high": "control high", "mean": "control mean"}))
+    wide.columns.name = None
+    return wide.reset_index()
+
+
+@remakeable
+def layer_curves(
+    data: pd.DataFrame,
+    *,
+    quantity: CurveQuantity = "probability",
+    answer: str,
+    theme: ThemeName = "light",
+    caption: str = "",
+    cursor_layer: int | None = None,
+) -> Figure:
+    """Probability, rank or entropy over layers, one line a series.
+
+    Args:
+        data: columns layer, series, value; layer -1 is the embedding. A missing value is a gap.
+
+    Raises:
+        SpecError: the quantity or the theme is unknown.
+    """
+    word = text.short(answer)
+    titles = {"probability": f"p({word})", "rank": f"rank of {word}", "entropy": "entropy, nats"}
+    heading = {
+        "probability": f"p({word}) over layers",
+        "rank": f"Rank of {word} over layers",
+        "entropy": "Entropy over layers",
+    }
+    return _lines(data, quantity, titles, heading, theme=theme, caption=caption, cursor_layer=cursor_layer, answer=word)
+
+
+@remakeable
+def token_trajectories(
+    data: pd.DataFrame,
+    *,
+    quantity: CurveQuantity = "probability",
+    position_label: str,
+    theme: ThemeName = "light",
+    caption: str = "",
+    cursor_layer: int | None = None,
+) -> Figure:
+    """What becomes of chosen tokens at one position, over layers.
+
+    Args:
+        data: columns layer, token, value; layer -1 is the embedding.
+        position_label: the position in words, "the read-out token".
+
+    Raises:
+        SpecError: the quantity or the theme is unknown.
+    """
+    place = text.visible(position_label)
+    titles = {"probability": "probability", "rank": "rank", "entropy": "entropy, nats"}
+    heading = dict.fromkeys(titles, f"Chosen tokens at {place}")
+    renamed = data.rename(columns={"token": "series"})
+    return _lines(
+        renamed,
+        quantity,
+        titles,
+        heading,
+        theme=theme,
+        caption=caption,
+        cursor_layer=cursor_layer,
+        answer="",
+    )
+
+
+def _lines(
+    data: pd.DataFrame,
+    quantity: CurveQuantity,
+    titles: dict[str, str],
+    heading: dict[str, str],
+    *,
+    theme: ThemeName,
+    caption: str,
+    cursor_layer: int | None,
+    answer: str,
+) -> Figure:
+    if quantity not in titles:
+        raise SpecError(f"quantity {quantity!r} is unknown", f"choose one of {', '.join(titles)}")
+    rows: Any = data[["layer", "series", "value"]].copy()
+    rows["series"] = [text.visible(name) for name in rows["series"]]
+    rows["value"] = rows["value"].astype(float).where(lambda v: np.isfinite(v) & ((v >= 1) | (quantity != "rank")))
+    series = tuple(dict.fromkeys(rows["series"]))
+    layers = tuple(sorted({int(layer) for layer in rows["layer"]})) or (0,)
+    shape = CurveShape(
+        layers=layers,
+        series=series,
+        named=series,
+        theme=theme,
+        low=1.0 if quantity == "rank" else 0.0,
+        high=_top(quantity, rows["value"]),
+        x_title="layer",
+        y_title=titles[quantity],
+        value_title=titles[quantity],
+        log=quantity == "rank",
+    )
+    shown = ["not computed yet" if math.isnan(v) else sentences.amount(v, quantity) for v in rows["value"]]
+    lines = rows.assign(kind="line", shown=shown, name=rows["series"])
+    wide = rows.drop_duplicates(["layer", "series"]).pivot(index="layer", columns="series", values="value")
+    table = wide.reindex(columns=list(series)).reset_index()
+    table.columns.name = None
+    table["layer"] = ["emb" if layer < 0 else str(layer) for layer in table["layer"]]
+    return Figure(
+        title=heading[quantity],
+        spec=curve_spec(shape),
+        data=_with_extras(lines, None, cursor_layer, quantity),
+        sentence=sentences.layer_curves(rows, quantity=quantity, answer=answer),
+        alt_table=table,
+        caption=caption,
+    )
+
+
+def _top(quantity: CurveQuantity, values: pd.Series) -> float:
+    if quantity == "probability":
+        return 1.0
+    highest = float(values.max()) if values.notna().any() else 1.0
+    if quantity == "entropy":
+        return 12.0 if highest <= 12 else _step(highest)
+    return max(float(RANK_LIMIT), 10.0 ** math.ceil(math.log10(highest)))
+
+
+def curve_spec(shape: CurveShape) -> dict[str, Any]:
+    """The spec of a shape; built once, handed out as a copy."""
+    return copy.deepcopy(_curve_spec(shape))
+
+
+@functools.lru_cache(maxsize=128)
+def _curve_spec(shape: CurveShape) -> dict[str, Any]:
+    look = theme_named(shape.theme)
+    spec = base_spec(config(look), width=760, height=280)
+    layers: list[dict[str, Any]] = []
+    if shape.banded:
+        layers += _band(shape, look)
+    layers += [_cursor_rule(shape, look), _line(shape, look, points=False), _line(shape, look, points=True)]
+    return {**spec, "layer": layers}
+
+
+def _quiet(mark: str, **settings: Any) -> dict[str, Any]:
+    return {"type": mark, "tooltip": None, "aria": False, **settings}
+
+
+def _x(shape: CurveShape) -> dict[str, Any]:
+    first, last = shape.layers[0], shape.layers[-1]
+    every = next(k for k in (1, 2, 4, 5, 8, 10, 20, 50, 100) if len(shape.layers) / k <= 27 or k == 100)
+    kept = [
+        layer
+        for layer in shape.layers
+        if layer in (-1, last) or (layer % every == 0 and last - layer >= (every + 1) / 2)
+    ]
+    axis = {
+        "values": kept,
+        "labelExpr": "datum.value < 0 ? 'emb' : format(datum.value, 'd')",
+        "title": shape.x_title,
+        "description": f"{shape.x_title}, to {last}",
+        "grid": False,
+        "labelOverlap": False,
+        "labelAngle": 0,
+    }
+    return {
+        "field": "layer",
+        "type": "quantitative",
+        "scale": {"domain": [first - 0.3, max(last, first + 1) + 0.3], "nice": False, "zero": False},
+        "axis": axis,
+    }
+
+
+def _y(shape: CurveShape, look: Theme, field: str = "value") -> dict[str, Any]:
+    scale: dict[str, Any] = {"domain": [shape.low, shape.high], "nice": False, "zero": False}
+    axis: dict[str, Any] = {
+        "title": shape.y_title,
+        "domain": False,
+        "ticks": False,
+        "grid": True,
+        "labelPadding": 6,
+        "tickCount": 6,
+    }
+    if shape.log:
+        scale |= {"type": "log", "reverse": True, "domain": [0.8, shape.high]}
+        axis |= {"values": [10**k for k in range(round(math.log10(shape.high)) + 1)], "format": ",d"}
+    elif shape.percent:
+        axis |= {"format": "+d", "labelExpr": _SIGNED}
+    elif shape.zero:
+        axis |= {"format": "+.2~f", "labelExpr": _SIGNED}
+    if shape.zero:
+        at_zero = "datum.value === 0"
+        axis |= {
+            "gridColor": {"condition": {"test": at_zero, "value": look.faint}, "value": look.grid},
+            "gridWidth": {"condition": {"test": at_zero, "value": 1.5}, "value": 1},
+        }
+    return {"field": field, "type": "quantitative", "scale": scale, "axis": axis}
+
+
+def _band(shape: CurveShape, look: Theme) -> list[dict[str, Any]]:
+    only = [{"filter": "datum.kind === 'control'"}]
+    y = _y(shape, look)
+    return [
+        {
+            "transform": only,
+            "mark": _quiet("area", color=look.control, opacity=0.25, clip=True, invalid=GAPS),
+            "encoding": {"x": _x(shape), "y": _y(shape, look, "low"), "y2": {"field": "high"}},
+        },
+        {
+            "transform": only,
+            "mark": _quiet("line", color=look.control, strokeWidth=1.5, strokeDash=[4, 3], clip=True, invalid=GAPS),
+            "encoding": {"x": _x(shape), "y": y},
+        },
+    ]
+
+
+def _cursor_rule(shape: CurveShape, look: Theme) -> dict[str, Any]:
+    return {
+        "transform": [{"filter": "datum.kind === 'cursor'"}],
+        "mark": _quiet("rule", color=look.accent, strokeWidth=1.5, strokeDash=[2, 2]),
+        "encoding": {"x": _x(shape)},
+    }
+
+
+def _line(shape: CurveShape, look: Theme, *, points: bool) -> dict[str, Any]:
+    names = list(shape.series)
+    colours = series_colours(names, look)
+    shapes = series_shapes(names)
+    if shape.banded:
+        names, colours, shapes = [*names, CONTROL], [*colours, look.control], [*shapes, "stroke"]
+    title = {**dict(zip(shape.series, shape.named, strict=True)), CONTROL: "random control (range, mean dashed)"}
+    legend = {
+        "title": None,
+        "symbolSize": 90,
+        "symbolStrokeWidth": 2,
+        "columns": 4,
+        "labelExpr": f"{json.dumps(title)}[datum.label]",
+    }
+    encoding: dict[str, Any] = {
+        "x": _x(shape),
+        "y": _y(shape, look),
+        "color": {"field": "series", "type": "nominal", "scale": {"domain": names, "range": colours}, "legend": legend},
+    }
+    only = {"transform": [{"filter": "datum.kind === 'line'"}]}
+    if not points:
+        return {**only, "mark": _quiet("line", strokeWidth=2.2, clip=True, invalid=GAPS), "encoding": encoding}
+    encoding["shape"] = {
+        "field": "series",
+        "type": "nominal",
+        "scale": {"domain": names, "range": shapes},
+        "legend": legend,
+    }
+    encoding["tooltip"] = [
+        {"field": "name", "type": "nominal", "title": "blocked" if shape.zero else "series"},
+        {"field": "layer", "type": "quantitative", "title": "layer"},
+        {"field": "shown", "type": "nominal", "title": shape.value_title},
+    ]
+    encoding["description"] = {"field": "about", "type": "nominal"}
+    mark = {"type": "point", "filled": True, "size": 55, "opacity": 1, "clip": False, "invalid": "filter"}
+    select = {"name": "cell", "select": {"type": "point", "fields": ["layer"], "clear": False, "toggle": False}}
+    return {**only, "params": [select], "mark": {**mark, "cursor": "pointer"}, "encoding": encoding}

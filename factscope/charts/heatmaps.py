@@ -1,0 +1,591 @@
+"""Heatmaps of tokens by layers: rows are tokens in prompt order, keyed by position; columns are layers.
+
+A cell is addressed by the fields ``layer`` and ``position``: the selection parameter "cell" returns them, and the
+column ``cursor`` of the data outlines one cell, so that a page can set the cursor without a new spec.
+
+A cell without a value (NaN) is grey with a stroke through it, by a condition that comes before the colour scale: a
+colour scale alone would paint it as 0.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from factscope.charts import sentences, text
+from factscope.charts.figure import Figure, base_spec, remakeable
+from factscope.charts.text import TokenRow
+from factscope.charts.theme import MONO, Quantity, Theme, ThemeName, config, luminance, mix, theme_named
+from factscope.errors import SpecError
+
+Cursor = tuple[int, int] | Mapping[str, int] | None
+"""(layer, position), or a mapping with these keys as Streamlit's selection gives it."""
+LensValue = Literal["top1", "answer", "rank", "entropy"]
+
+EMBEDDING_GAP = 0.35
+TEXT_LAYERS = 24
+"""Up to so many layers, cells hold text by default."""
+PERCENT_LIMIT = 100.0
+LOG_ODDS_LIMIT = 6.0
+RANK_LIMIT = 100_000
+ENTROPY_LIMIT = 12.0
+_LENS_TITLES: dict[LensValue, str] = {
+    "top1": "What every state would say next",
+    "answer": "Where {answer} appears: its probability in every state",
+    "rank": "Where {answer} appears: its rank in every state",
+    "entropy": "How undecided every state is",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridShape:
+    """All that a spec depends on.
+
+    Attributes:
+        layers: numbers of the columns; -1 is the embedding, drawn apart.
+        n_tokens: rows.
+        quantity, low, high: of the colour scale.
+        legend: its words. ticks, tick_labels: its marks.
+        value_title: name of the value in the tooltip.
+        axis_title: of the layer axis.
+        labelled: cells hold text.
+        transpose: layers from bottom to top, tokens from left to right.
+    """
+
+    layers: tuple[int, ...]
+    n_tokens: int
+    theme: ThemeName
+    quantity: Quantity
+    low: float
+    high: float
+    legend: tuple[str, ...]
+    ticks: tuple[float, ...]
+    tick_labels: tuple[str, ...]
+    value_title: str
+    axis_title: str
+    cell_title: str = ""
+    labelled: bool = False
+    transpose: bool = False
+
+
+@remakeable
+def knockout_map(
+    tokens: Sequence[TokenRow],
+    layers: Sequence[int],
+    values: ArrayLike,
+    *,
+    answer: str,
+    measure: Literal["percent", "log_odds"] = "percent",
+    theme: ThemeName = "light",
+    caption: str = "",
+    cursor: Cursor = None,
+    limit: float | None = None,
+) -> Figure:
+    """What becomes of the answer when the read-out may not attend to one token around one layer.
+
+    Args:
+        values: [token, layer], percent or nats of log-odds; NaN where not computed yet.
+        limit: end of the colour scale on both sides; larger changes take the end's colour. Default 100 percent, 6 nats.
+
+    Raises:
+        SpecError: the measure or the theme is unknown, or the shapes do not fit.
+    """
+    if measure not in ("percent", "log_odds"):
+        raise SpecError(f"measure {measure!r} is unknown", "choose percent or log_odds")
+    grid = _grid(values, tokens, layers)
+    word = text.short(answer)
+    default = PERCENT_LIMIT if measure == "percent" else LOG_ODDS_LIMIT
+    end = abs(float(limit)) if limit else default
+    unit = "%" if measure == "percent" else ""
+    what = f"change of p({word}), percent" if measure == "percent" else f"change of the log-odds of {word}, nats"
+    look = theme_named(theme)
+    ticks = (-end, -end / 2, 0.0, end / 2, end)
+    beyond = ("" if measure == "percent" and end == PERCENT_LIMIT else "\u2264 ", "", "", "", "\u2265 ")
+    stretch = "" if end == default else f" (scale stretched to \u00b1{end:g}{unit or ' nats'})"
+    shape = GridShape(
+        layers=tuple(int(layer) for layer in layers),
+        n_tokens=len(tokens),
+        theme=theme,
+        quantity="change",
+        low=-end,
+        high=end,
+        legend=(
+            f"{what}{stretch}",
+            f"{look.strong} blue: pushes {word} down (destroyed); {look.strong} orange: pushes it up; "
+            f"{look.zero}: no change",
+        ),
+        ticks=ticks,
+        tick_labels=tuple(
+            f"{note}{text.signed(v, 0 if v == round(v) else 1)}{unit}" for v, note in zip(ticks, beyond, strict=True)
+        ),
+        value_title="change",
+        axis_title="layer (centre of the blocked window)",
+    )
+    shown = np.vectorize(lambda v: text.change(v, measure), otypes=[object])(grid)
+    data = _data(tokens, shape, grid, shown, None, cursor)
+    return Figure(
+        title=f"Which token must be read for {word}, and when",
+        spec=grid_spec(shape),
+        data=data,
+        sentence=sentences.knockout_map(tokens, shape.layers, grid, answer=word, measure=measure),
+        alt_table=_wide(tokens, shape.layers, np.round(grid, 1 if measure == "percent" else 3)),
+        caption=caption,
+    )
+
+
+@remakeable
+def lens_grid(
+    tokens: Sequence[TokenRow],
+    layers: Sequence[int],
+    values: ArrayLike,
+    labels: ArrayLike,
+    *,
+    value: LensValue = "top1",
+    answer: str,
+    theme: ThemeName = "light",
+    caption: str = "",
+    transpose: bool = False,
+    show_tokens: bool | None = None,
+    cursor: Cursor = None,
+    answer_token: str | None = None,
+) -> Figure:
+    """What each state, projected to the vocabulary, says.
+
+    Args:
+        values: [token, layer]: probability of the top token, probability or rank of the answer, or entropy in nats.
+        labels: [token, layer]: display form of the top token.
+        transpose: the classic lens: layers from bottom to top, tokens from left to right.
+        show_tokens: write the top token into the cells; None does so up to 24 layers.
+        answer_token: display form of the answer's first token, where the answer has several.
+
+    Raises:
+        SpecError: the value or the theme is unknown, or the shapes do not fit.
+    """
+    if value not in ("top1", "answer", "rank", "entropy"):
+        raise SpecError(f"value {value!r} is unknown", "choose top1, answer, rank or entropy")
+    grid = _grid(values, tokens, layers)
+    if value == "rank":
+        grid = np.where(grid >= 1, grid, np.nan)
+    words = np.asarray(labels, dtype=object)
+    if words.shape != grid.shape:
+        raise SpecError(
+            f"labels of shape {words.shape} do not fit values of shape {grid.shape}", "give one label a cell"
+        )
+    words = np.vectorize(text.visible, otypes=[object])(words)
+    word = text.short(answer)
+    shape = _lens_shape(value, word, tuple(int(layer) for layer in layers), len(tokens), theme, show_tokens, transpose)
+    shown = np.vectorize(lambda v: _lens_text(v, value), otypes=[object])(grid)
+    data = _data(tokens, shape, grid, shown, words, cursor)
+    said = "" if value == "top1" else " ({})"
+    cells = [
+        [f"{w}{said.format(s)}" if not math.isnan(v) else "" for w, s, v in zip(*row, strict=True)]
+        for row in zip(words, shown, grid, strict=True)
+    ]
+    return Figure(
+        title=_LENS_TITLES[value].format(answer=word),
+        spec=grid_spec(shape),
+        data=data,
+        sentence=sentences.lens_grid(
+            tokens,
+            shape.layers,
+            grid,
+            words,
+            answer=word,
+            value=value,
+            token=text.visible(answer_token or answer),
+        ),
+        alt_table=_wide(tokens, shape.layers, np.array(cells, dtype=object).reshape(grid.shape)),
+        caption=caption,
+    )
+
+
+def _lens_shape(
+    value: LensValue,
+    word: str,
+    layers: tuple[int, ...],
+    n_tokens: int,
+    theme: ThemeName,
+    show: bool | None,
+    transpose: bool,
+) -> GridShape:
+    strong = theme_named(theme).strong
+    common: dict[str, Any] = {
+        "layers": layers,
+        "n_tokens": n_tokens,
+        "theme": theme,
+        "axis_title": "layer",
+        "cell_title": "top token",
+        "labelled": (len([x for x in layers if x >= 0]) <= TEXT_LAYERS) if show is None else show,
+        "transpose": transpose,
+    }
+    if value in ("top1", "answer"):
+        what = "probability of the top token" if value == "top1" else f"p({word})"
+        return GridShape(
+            quantity="probability", low=0, high=1, legend=(f"{what}: {strong} = 1",), value_title=what,
+            ticks=(0, 0.25, 0.5, 0.75, 1), tick_labels=("0", "0.25", "0.5", "0.75", "1"), **common,
+        )  # fmt: skip
+    if value == "rank":
+        return GridShape(
+            quantity="rank", low=1, high=RANK_LIMIT,
+            legend=(f"rank of {word}, log scale: {strong} = rank 1",), value_title="rank",
+            ticks=(1, 10, 100, 1000, 10_000, RANK_LIMIT), tick_labels=("1", "10", "100", "1k", "10k", "100k"), **common,
+        )  # fmt: skip
+    return GridShape(
+        quantity="entropy", low=0, high=ENTROPY_LIMIT,
+        legend=(f"entropy, nats: 0 = one token is certain, {strong} = undecided",), value_title="entropy",
+        ticks=(0, 3, 6, 9, 12), tick_labels=("0", "3", "6", "9", "12"), **common,
+    )  # fmt: skip
+
+
+def _lens_text(value: float, kind: LensValue) -> str:
+    if math.isnan(value):
+        return "not computed yet"
+    if kind == "rank":
+        return f"{value:,.0f}"
+    return f"{value:.2f} nats" if kind == "entropy" else text.probability(value)
+
+
+def _grid(values: ArrayLike, tokens: Sequence[TokenRow], layers: Sequence[int]) -> NDArray[np.float64]:
+    grid = np.array(values, dtype=float)
+    if grid.shape != (len(tokens), len(layers)) or not grid.size:
+        raise SpecError(
+            f"values of shape {grid.shape} do not fit {len(tokens)} tokens and {len(layers)} layers",
+            "give one value a cell",
+        )
+    grid[~np.isfinite(grid)] = np.nan
+    return grid
+
+
+def _starts(layers: tuple[int, ...]) -> list[float]:
+    """Left edge of each column; the embedding stands apart."""
+    apart = EMBEDDING_GAP if layers and layers[0] < 0 else 0.0
+    return [i + (0.0 if layer < 0 else apart) for i, layer in enumerate(layers)]
+
+
+def _share(value: float, shape: GridShape) -> float:
+    """Where a value stands on its colour scale, in [0, 1]."""
+    if shape.quantity == "rank":
+        return 1 - math.log(max(value, 1)) / math.log(shape.high)
+    return (value - shape.low) / (shape.high - shape.low)
+
+
+def _data(
+    tokens: Sequence[TokenRow],
+    shape: GridShape,
+    grid: NDArray[np.float64],
+    shown: NDArray[Any],
+    words: NDArray[Any] | None,
+    cursor: Cursor,
+) -> pd.DataFrame:
+    look = theme_named(shape.theme)
+    colours = look.scales[shape.quantity]
+    if isinstance(cursor, Mapping):
+        cursor = (cursor.get("layer", -2), cursor.get("position", -2))
+    starts = _starts(shape.layers)
+    rows = []
+    for t, token in enumerate(tokens):
+        for j, layer in enumerate(shape.layers):
+            value = float(grid[t, j])
+            empty = math.isnan(value)
+            word = "" if words is None or empty else words[t, j]
+            said = f"{word}, {shown[t, j]}" if word else shown[t, j]
+            rows.append(
+                {
+                    "position": token.position,
+                    "layer": layer,
+                    "value": value,
+                    "label": word,
+                    "shown": shown[t, j],
+                    "token": token.display,
+                    "id": token.id,
+                    "role": token.role,
+                    "empty": empty,
+                    "cursor": cursor is not None and (layer, token.position) == tuple(cursor),
+                    "first": j == 0,
+                    "pale": not empty and luminance(mix(colours, _share(value, shape))) < 0.19,
+                    "x0": starts[j],
+                    "x1": starts[j] + 1,
+                    "row": t,
+                    "about": f"layer: {layer}; position: {token.position}; token: {token.display}; {said}",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+DRAWING_COLUMNS = ("empty", "cursor", "first", "pale", "x0", "x1", "row", "about", "shown", "beside")
+"""Columns that only draw: left out of a table download."""
+
+
+def _wide(tokens: Sequence[TokenRow], layers: tuple[int, ...], cells: NDArray[Any]) -> pd.DataFrame:
+    frame = pd.DataFrame(cells, columns=["emb" if layer < 0 else str(layer) for layer in layers])
+    frame.insert(0, "position", [token.position for token in tokens])
+    frame.insert(1, "token", [token.display for token in tokens])
+    frame.insert(2, "role", [token.role for token in tokens])
+    return frame
+
+
+def row_height(n_tokens: int) -> int:
+    """24 px a row; long prompts take thinner rows, but never below 14."""
+    return 24 if n_tokens <= 24 else max(14, round(24 * 24 / n_tokens))
+
+
+def grid_spec(shape: GridShape) -> dict[str, Any]:
+    """The spec of a shape; built once, handed out as a copy."""
+    return copy.deepcopy(_grid_spec(shape))
+
+
+@functools.lru_cache(maxsize=128)
+def _grid_spec(shape: GridShape) -> dict[str, Any]:
+    look = theme_named(shape.theme)
+    n = len(shape.layers)
+    step = row_height(n if shape.transpose else shape.n_tokens)
+    column = 66 if shape.labelled else 24
+    across = shape.n_tokens if shape.transpose else n
+    spec = base_spec(
+        config(look),
+        width=min(max(680, 200 + across * column), 2400),
+        height=step * max(2, n if shape.transpose else shape.n_tokens),
+    )
+    layers = [
+        _cells(shape, look),
+        _token_labels(shape, look, step),
+        _positions(shape, look, step),
+        *_marks(shape, look),
+        _cursor(shape, look),
+    ]
+    layers.insert(1, _empty_marks(shape, look))
+    if shape.labelled:
+        layers.insert(2, _cell_text(shape, look, step))
+    return {**spec, "layer": layers}
+
+
+def _layer_axis(shape: GridShape) -> dict[str, Any]:
+    """The scale of layer slots; an expression of numbers names the slots."""
+    starts = _starts(shape.layers)
+    names = ["emb" if layer < 0 else str(layer) for layer in shape.layers]
+    every = next(k for k in (1, 2, 4, 5, 8, 10, 20, 50, 100) if len(shape.layers) / k <= 27 or k == 100)
+    if shape.labelled:
+        every = 1
+    last = shape.layers[-1]
+    kept = [
+        start + 0.5
+        for start, layer in zip(starts, shape.layers, strict=True)
+        if layer in (-1, last) or (layer % every == 0 and last - layer >= (every + 1) / 2)
+    ]
+    axis = {
+        "values": kept,
+        "labelExpr": f"{json.dumps(names)}[floor(datum.value)]",
+        "title": shape.axis_title,
+        "description": f"{shape.axis_title}, {names[0]} to {names[-1]}",
+        "grid": False,
+        "ticks": False,
+        "domain": False,
+        "labelPadding": 4,
+        "labelAngle": 0,
+        "labelOverlap": False,
+    }
+    return {
+        "type": "quantitative",
+        "scale": {"domain": [0, starts[-1] + 1], "nice": False, "zero": False},
+        "axis": axis,
+    }
+
+
+def _across(shape: GridShape) -> dict[str, Any]:
+    """The layer channel pair, from edge to edge."""
+    ends = ("y", "y2") if shape.transpose else ("x", "x2")
+    return {ends[0]: {"field": "x0", **_layer_axis(shape)}, ends[1]: {"field": "x1"}}
+
+
+def _middle(shape: GridShape) -> dict[str, Any]:
+    """The layer channel at the middle of a cell."""
+    channel = "y" if shape.transpose else "x"
+    return {channel: {"field": "x0", **_layer_axis(shape), "bandPosition": 0.5}}
+
+
+def _rows(shape: GridShape) -> dict[str, Any]:
+    scale = {"domain": list(range(max(2, shape.n_tokens))), "paddingInner": 0, "paddingOuter": 0}
+    return {"x" if shape.transpose else "y": {"field": "row", "type": "ordinal", "scale": scale, "axis": None}}
+
+
+def _colour(shape: GridShape, look: Theme) -> dict[str, Any]:
+    colours = list(look.scales[shape.quantity])
+    scale: dict[str, Any] = {
+        "domain": [shape.low, shape.high],
+        "range": colours,
+        "clamp": True,
+        "interpolate": "rgb",
+        "nice": False,
+    }
+    if shape.quantity == "rank":
+        scale |= {"type": "log", "range": colours[::-1]}
+    names = dict(zip(shape.ticks, shape.tick_labels, strict=True))
+    label = "".join(f"abs(datum.value-({v!r}))<1e-9?{json.dumps(name)}:" for v, name in names.items()) + "''"
+    legend = {
+        "title": list(shape.legend),
+        "values": list(shape.ticks),
+        "labelExpr": label,
+        "gradientLength": 340,
+        "gradientThickness": 10,
+        "labelOverlap": False,
+        "gradientStrokeColor": look.faint,
+        "gradientStrokeWidth": 0.5,
+        "offset": 24 if shape.transpose else 10,
+    }
+    return {
+        "condition": {"test": "datum.empty", "value": look.empty},
+        "field": "value",
+        "type": "quantitative",
+        "scale": scale,
+        "legend": legend,
+    }
+
+
+def _cells(shape: GridShape, look: Theme) -> dict[str, Any]:
+    tooltip = [
+        {"field": "token", "type": "nominal", "title": "token"},
+        {"field": "position", "type": "quantitative", "title": "position"},
+        {"field": "id", "type": "nominal", "title": "token id"},
+        {"field": "layer", "type": "quantitative", "title": "layer"},
+        {"field": "shown", "type": "nominal", "title": shape.value_title},
+    ]
+    if shape.cell_title:
+        tooltip.insert(4, {"field": "label", "type": "nominal", "title": shape.cell_title})
+    return {
+        "params": [
+            {
+                "name": "cell",
+                "select": {"type": "point", "fields": ["layer", "position"], "clear": False, "toggle": False},
+            },
+        ],
+        "mark": {"type": "rect", "invalid": None, "stroke": look.grid, "strokeWidth": 1, "cursor": "pointer"},
+        "encoding": {
+            **_across(shape),
+            **_rows(shape),
+            "color": _colour(shape, look),
+            "tooltip": tooltip,
+            "description": {"field": "about", "type": "nominal"},
+        },
+    }
+
+
+def _text_mark(**settings: Any) -> dict[str, Any]:
+    return {"type": "text", "tooltip": None, "aria": False, "baseline": "middle", **settings}
+
+
+def _empty_marks(shape: GridShape, look: Theme) -> dict[str, Any]:
+    return {
+        "transform": [{"filter": "datum.empty"}, {"calculate": "datum.x0 + 0.5", "as": "mid"}],
+        "mark": _text_mark(align="center", fontSize=10, text="/", color=look.empty_mark),
+        "encoding": {**_at_middle(shape), **_rows(shape)},
+    }
+
+
+def _at_middle(shape: GridShape) -> dict[str, Any]:
+    return {"y" if shape.transpose else "x": {"field": "mid", **_layer_axis(shape)}}
+
+
+def _cell_text(shape: GridShape, look: Theme, step: int) -> dict[str, Any]:
+    slots = shape.n_tokens if shape.transpose else _starts(shape.layers)[-1] + 1
+    light, dark = ("#ffffff", "#10131a")
+    return {
+        "transform": [{"filter": "!datum.empty"}, {"calculate": "datum.x0 + 0.5", "as": "mid"}],
+        "mark": _text_mark(
+            align="center",
+            font=MONO,
+            fontSize=min(11, step - 5),
+            limit={"expr": f"max(8, width / {slots:g} - 4)"},
+            ellipsis="\u2026",
+        ),
+        "encoding": {
+            **_at_middle(shape),
+            **_rows(shape),
+            "text": {"field": "label", "type": "nominal"},
+            "color": {"condition": {"test": "datum.pale", "value": light}, "value": dark},
+        },
+    }
+
+
+def _token_labels(shape: GridShape, look: Theme, step: int) -> dict[str, Any]:
+    size = min(13, step - 3)
+    if shape.transpose:
+        mark = _text_mark(align="right", angle=320, font=MONO, fontSize=size, limit=110)
+        place = {"y": {"value": {"expr": "height + 17"}}}
+    else:
+        mark = _text_mark(align="right", font=MONO, fontSize=size, limit=150)
+        place = {"x": {"value": -38}}
+    return {
+        "transform": [{"filter": "datum.first"}],
+        "mark": mark,
+        "encoding": {
+            **place,
+            **_rows(shape),
+            "text": {"field": "token", "type": "nominal"},
+            "color": {"value": look.ink},
+        },
+    }
+
+
+def _positions(shape: GridShape, look: Theme, step: int) -> dict[str, Any]:
+    mark = _text_mark(align="center" if shape.transpose else "right", fontSize=min(10, step - 5), color=look.faint)
+    place = {"y": {"value": -8}} if shape.transpose else {"x": {"value": -15}}
+    return {
+        "transform": [{"filter": "datum.first"}],
+        "mark": mark,
+        "encoding": {
+            **place,
+            **_rows(shape),
+            "text": {"field": "position", "type": "quantitative"},
+            "color": {"value": look.faint},
+        },
+    }
+
+
+def _marks(shape: GridShape, look: Theme) -> list[dict[str, Any]]:
+    """The bar of the subject's rows and the arrow of the read-out row."""
+    bar: dict[str, Any] = {"x": {"value": -10}, "x2": {"value": -5}}
+    arrow: dict[str, Any] = {"x": {"value": -7}}
+    pointing = "triangle-right"
+    if shape.transpose:
+        bar = {"y": {"value": {"expr": "height + 3"}}, "y2": {"value": {"expr": "height + 7"}}}
+        arrow = {"y": {"value": {"expr": "height + 6"}}}
+        pointing = "triangle-up"
+    return [
+        {
+            "transform": [{"filter": "datum.first && datum.role === 'subject'"}],
+            "mark": {"type": "rect", "color": look.series["subject"], "tooltip": None, "aria": False},
+            "encoding": {**bar, **_rows(shape)},
+        },
+        {
+            "transform": [{"filter": "datum.first && datum.role === 'last'"}],
+            "mark": {
+                "type": "point", "shape": pointing, "filled": True, "size": 70, "opacity": 1,
+                "color": look.accent, "tooltip": None, "aria": False,
+            },
+            "encoding": {**arrow, **_rows(shape)},
+        },
+    ]  # fmt: skip
+
+
+def _cursor(shape: GridShape, look: Theme) -> dict[str, Any]:
+    return {
+        "transform": [{"filter": "datum.cursor"}],
+        "mark": {
+            "type": "rect",
+            "fill": None,
+            "stroke": look.accent,
+            "strokeWidth": 2.5,
+            "tooltip": None,
+            "aria": False,
+        },
+        "encoding": {**_across(shape), **_rows(shape)},
+    }

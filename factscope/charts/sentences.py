@@ -1,0 +1,224 @@
+"""Every figure in one sentence, computed from its numbers: the alternative for those who do not see it.
+
+A peak is called a peak only if it beats its null: where a band of the random matched control is given, a change inside
+it is said to be no larger than the control's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from factscope.charts.text import TokenRow, change, layer_name, probability
+
+NOTHING = "Nothing is computed yet."
+NEGLIGIBLE = {"percent": 0.5, "log_odds": 0.005}
+"""Smaller changes are not spoken of as an effect."""
+_NAMES = {
+    "subject": "the subject",
+    "relation": "the relation",
+    "last": "the last token itself",
+    "special": "the special tokens",
+}
+
+
+def source_name(source: str) -> str:
+    """A known set in words, a number as a position, anything else as given."""
+    if source in _NAMES:
+        return _NAMES[source]
+    return f"position {source}" if source.isdigit() else source
+
+
+def _so_far(done: int, total: int) -> str:
+    return f"So far, {done} of {total} computed: " if done < total else ""
+
+
+def _sentence(text: str) -> str:
+    start = text[:1] if text.startswith("p(") else text[:1].upper()
+    return start + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _target(answer: str, measure: str) -> str:
+    return f"p({answer})" if measure == "percent" else f"the log-odds of {answer}"
+
+
+def knockout_curve(table: Any, total: int, *, answer: str, measure: str, band: Any = None) -> str:
+    """The strongest effect of each source, against the control.
+
+    Args:
+        table: source, layer, value, p_base, p_knockout, without control rows; a missing value is not computed yet.
+        total: cells of the finished curve.
+        band: layer, low, high of the random matched control; None without one.
+    """
+    known = table.dropna(subset=["value"])
+    if known.empty:
+        return NOTHING
+    bounds = {} if band is None else {r["layer"]: (r["low"], r["high"]) for r in band.dropna().to_dict("records")}
+    parts = [
+        _effect(source_name(source), rows.to_dict("records"), bounds, answer, measure)
+        for source, rows in known.groupby("source", sort=False)
+    ]
+    if bounds:
+        low, high = min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
+        parts.append(f"random matched positions: between {change(low, measure)} and {change(high, measure)}")
+    return _sentence(_so_far(len(known), total) + "; ".join(parts))
+
+
+def _effect(name: str, rows: list[Any], bounds: dict[Any, tuple[float, float]], answer: str, measure: str) -> str:
+    """The largest change of one source among those that its null does not reach."""
+    target = _target(answer, measure)
+    if max(abs(row["value"]) for row in rows) < NEGLIGIBLE[measure]:
+        return f"blocking {name} changes {target} nowhere"
+    never = (math.inf, -math.inf)
+    beyond = [r for r in rows if not bounds.get(r["layer"], never)[0] <= r["value"] <= bounds.get(r["layer"], never)[1]]
+    if not beyond:
+        most = max(rows, key=lambda row: abs(row["value"]))["value"]
+        return (
+            f"blocking {name} changes {target} no more than the random control does (at most {change(most, measure)})"
+        )
+    best = max(beyond, key=lambda row: abs(row["value"]))
+    verb = "lowers" if best["value"] < 0 else "raises"
+    moved = f"{probability(best['p_base'])} to {probability(best['p_knockout'])}"
+    where = f"around layer {best['layer']}"
+    return f"blocking {name} {verb} {target} most {where}: {change(best['value'], measure)} (p {moved})"
+
+
+def knockout_map(
+    tokens: Sequence[TokenRow], layers: Sequence[int], grid: NDArray[np.float64], *, answer: str, measure: str
+) -> str:
+    """The cell that lowers the answer most, and the one that raises it most if any does."""
+    done = int((~np.isnan(grid)).sum())
+    if not done:
+        return NOTHING
+    rise = "; no single token raises it"
+    t, j = np.unravel_index(np.nanargmin(grid), grid.shape)
+    lowest = float(grid[t, j])
+    if lowest > -NEGLIGIBLE[measure]:
+        head = f"no single blocked token lowers {_target(answer, measure)}"
+    else:
+        token = tokens[int(t)]
+        head = (
+            f"blocking {token.display} (position {token.position}) around layer {layers[int(j)]} "
+            f"lowers {_target(answer, measure)} most: {change(lowest, measure)}"
+        )
+    u, k = np.unravel_index(np.nanargmax(grid), grid.shape)
+    highest = float(grid[u, k])
+    if highest > NEGLIGIBLE[measure]:
+        other = tokens[int(u)]
+        where = f"{other.display} (position {other.position}) around layer {layers[int(k)]}"
+        rise = f"; the largest rise is {change(highest, measure)}, {where}"
+    return _sentence(f"{_so_far(done, grid.size)}{head}{rise}")
+
+
+def lens_grid(
+    tokens: Sequence[TokenRow],
+    layers: Sequence[int],
+    grid: NDArray[np.float64],
+    labels: NDArray[Any],
+    *,
+    answer: str,
+    value: str,
+    token: str = "",
+) -> str:
+    """What the read-out row says, from the first layer to the last.
+
+    Args:
+        token: display form of the answer's first token, where it is not the whole answer.
+    """
+    done = int((~np.isnan(grid)).sum())
+    if not done:
+        return NOTHING
+    row = next((i for i, token in enumerate(tokens) if token.role == "last"), len(tokens) - 1)
+    where = f"at {tokens[row].display} (position {tokens[row].position})"
+    known = [j for j in range(len(layers)) if not math.isnan(grid[row, j])]
+    start = _so_far(done, grid.size)
+    if not known:
+        return _sentence(f"{start}nothing yet {where}")
+    last = known[-1]
+    end = layer_name(layers[last])
+    final = float(grid[row, last])
+    place = [layer_name(layer) for layer in layers]
+    if value == "entropy":
+        first = known[0]
+        said = f"the entropy goes from {grid[row, first]:.2f} nats at {place[first]} to {final:.2f} nats at {end}"
+    elif value == "rank":
+        best = next((j for j in known if grid[row, j] == 1), None)
+        reached = "never reaches rank 1" if best is None else f"reaches rank 1 first at {place[best]}"
+        said = f"{answer} {reached} and ends at rank {final:,.0f} at {end}"
+    elif value == "answer":
+        half = next((j for j in known if grid[row, j] > 0.5), None)
+        reached = "never exceeds 0.5" if half is None else f"first exceeds 0.5 at {place[half]}"
+        said = f"p({answer}) {reached} and is {probability(final)} at {end}"
+    else:
+        top = [j for j in known if _bare(labels[row, j]) == _bare(token or answer)]
+        appears = f"is first the top token at {place[top[0]]}" if top else "is never the top token"
+        said = (
+            f"{answer} {appears}; at {end} the top token is {labels[row, last]} with probability {probability(final)}"
+        )
+    return _sentence(f"{start}{where} {said}")
+
+
+def _bare(label: str) -> str:
+    return str(label).strip("\u00b7 ")
+
+
+def layer_curves(data: Any, *, quantity: str, answer: str = "") -> str:
+    """Where each series starts and ends, and its best point if that lies between.
+
+    Args:
+        data: columns layer, series, value.
+        answer: of which token, where all series are about one.
+    """
+    known = data.dropna(subset=["value"])
+    if known.empty:
+        return NOTHING
+    parts = [
+        _course(series, rows.sort_values("layer").to_dict("records"), quantity)
+        for series, rows in known.groupby("series", sort=False)
+    ]
+    what = (
+        {"probability": f"p({answer})", "rank": f"rank of {answer}", "entropy": "entropy"}[quantity]
+        if answer
+        else quantity
+    )
+    return _sentence(f"{what}: {'; '.join(parts)}")
+
+
+def _course(name: str, rows: list[Any], quantity: str) -> str:
+    first, last = rows[0], rows[-1]
+    ends = [f"{amount(row['value'], quantity)} at {layer_name(row['layer'])}" for row in (first, last)]
+    best = (min if quantity == "rank" else max)(rows, key=lambda row: row["value"])
+    between = quantity != "entropy" and best["value"] not in (first["value"], last["value"])
+    word = "best" if quantity == "rank" else "highest"
+    peak = f", {word} {amount(best['value'], quantity)} at {layer_name(best['layer'])}" if between else ""
+    return f"{name} goes from {ends[0]} to {ends[1]}{peak}"
+
+
+def amount(value: float, quantity: str) -> str:
+    """A value of a quantity in words."""
+    if quantity == "rank":
+        return f"rank {value:,.0f}"
+    return f"{value:.2f} nats" if quantity == "entropy" else probability(float(value))
+
+
+def top_tokens(data: Any, *, answer: str, is_answer: Mapping[int, bool]) -> str:
+    """The first token, and where the answer stands."""
+    if data.empty:
+        return NOTHING
+    first = data.sort_values("rank").iloc[0]
+    head = f"the model's first choice is {first['display']} with probability {probability(float(first['probability']))}"
+    found = [row for row in data.to_dict("records") if is_answer.get(int(row["rank"]))]
+    if not answer:
+        return _sentence(head)
+    if not found:
+        return _sentence(f"{head}; {answer} is not among the first {len(data)}")
+    rank, p = int(found[0]["rank"]), float(found[0]["probability"])
+    return (
+        _sentence(f"{head}, the answer")
+        if rank == 1
+        else _sentence(f"{head}; {answer} is number {rank} with {probability(p)}")
+    )

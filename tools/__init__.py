@@ -1,0 +1,1 @@
+"""Programs for the Makefile: no part of FactScope."""
