@@ -6,12 +6,14 @@ stopped; 1 for a defect of ours, with the traceback in a log file. The reference
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
@@ -293,10 +295,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: the command line without the program's name; None takes the process's own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _quieten_libraries()
     try:
         command = typer.main.get_command(app)
-        with command.make_context("factscope", list(given)) as context:
-            command.invoke(context)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            with command.make_context("factscope", list(given)) as context:
+                command.invoke(context)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except FactScopeError as error:
@@ -468,12 +474,12 @@ def _report(command: str, handle: Any, result: Any, format: Format, out: Path | 
     """
     where = out.with_name(f"{out.stem}.partial{out.suffix}") if out is not None and stopped else out
     rows = result.table()
-    warnings = [*handle.warnings, *result.warnings, *_notes(command, result)]
+    said = [*handle.warnings, *result.warnings, *_notes(command, result)]
     if stopped:
-        warnings.append(f"The run was cancelled after {result.passes} passes: these {len(rows)} rows are not all.")
-    for warning in warnings:
+        said.append(f"The run was cancelled after {result.passes} passes: these {len(rows)} rows are not all.")
+    for warning in said:
         _say(f"warning: {warning}")
-    _emit(output.document(command, result, rows, _summary(command, result), warnings), rows, format, where)
+    _emit(output.document(command, result, rows, _summary(command, result), said), rows, format, where)
     if stopped:
         place = "on standard output" if where is None else f"in {where}"
         raise Cancelled(f"the run was cancelled after {result.passes} passes; what was finished is {place}")
@@ -571,6 +577,13 @@ def _fail(message: str, status: int) -> NoReturn:
     _tell("")
     _say(f"error: {message}")
     sys.exit(status)
+
+
+def _quieten_libraries() -> None:
+    """Without a handler Python prints what is logged, tracebacks included, to standard error."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.NullHandler())
 
 
 def _say(message: str) -> None:

@@ -73,7 +73,7 @@ def get_settings() -> Settings:
     if file and not Path(file).is_file():
         raise SpecError(f"{PREFIX}SETTINGS_FILE={file[:80]!r} is not a file", "correct the variable or remove it")
     try:
-        return Settings(_env_file=file)
+        return Settings(_env_file=file)  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()

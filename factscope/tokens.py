@@ -217,7 +217,7 @@ def tokenize(
     return replace(result, warnings=tuple(warnings))
 
 
-def answer_target(tokenizer: Any, tokenized: TokenizedQuery, answer: str) -> Target:
+def answer_target(tokenizer: Any, tokenized: TokenizedQuery, answer: str, *, what: str = "answer") -> Target:
     """The tokens of an answer as a continuation of this very prompt.
 
     The prompt is tokenized with and without the answer and the difference taken, if the first is a prefix of the
@@ -225,20 +225,23 @@ def answer_target(tokenizer: Any, tokenized: TokenizedQuery, answer: str) -> Tar
     leading space, whichever spells the answer behind the prompt. No space is put between two characters of scripts
     that write none, nor behind an opening bracket or quotation mark.
 
+    Args:
+        what: how a refusal calls it, "answer" or "foil".
+
     Raises:
         TargetError: the answer is empty, too long, not text, or not in the tokenizer's vocabulary.
     """
     words = answer.strip()
     if not words:
-        raise TargetError("the answer is empty", "type the answer, or leave it out to take the model's own")
+        raise TargetError(f"the {what} is empty", f"type the {what}, or leave it out")
     if len(words) > _MAX_ANSWER_CHARACTERS:
         raise TargetError(
-            f"the answer has {len(words)} characters and at most {_MAX_ANSWER_CHARACTERS} are read", "shorten it"
+            f"the {what} has {len(words)} characters and at most {_MAX_ANSWER_CHARACTERS} are read", "shorten it"
         )
     bad = _bad_character(words)
     if bad is not None:
         raise TargetError(
-            f"the answer {_quote(words)} contains {_code_point(words[bad])}, which is not text", "remove it"
+            f"the {what} {_quote(words)} contains {_code_point(words[bad])}, which is not text", "remove it"
         )
     prompt = tokenized.query.prompt
     continuation = _gap(prompt, words) + words
@@ -248,10 +251,11 @@ def answer_target(tokenizer: Any, tokenized: TokenizedQuery, answer: str) -> Tar
     if not ids or joined[: len(base)] != base:
         ids = _tokenized_alone(tokenizer, base, words, continuation)
     if not ids:
-        raise TargetError(f"the tokenizer makes no token of the answer {_quote(words)}", "choose another answer")
+        raise TargetError(f"the tokenizer makes no token of the answer {_quote(words)}", f"choose another {what}")
     if ids[0] == _unknown_id(tokenizer):
         raise TargetError(
-            f"the answer {_quote(words)} is not in the tokenizer's vocabulary", "choose another answer or another model"
+            f"the {what} {_quote(words)} is not in the tokenizer's vocabulary",
+            f"choose another {what} or another model",
         )
     known = _decode(tokenizer, base)
     spelled = _decode(tokenizer, [*base, *ids])

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -478,7 +478,7 @@ def _word_level() -> Tokenizer:
 class SlowTokenizer(PreTrainedTokenizer):
     """A tokenizer in Python: words with their leading space, letters and bytes for the rest, no offsets."""
 
-    model_input_names = ["input_ids", "attention_mask"]
+    model_input_names: ClassVar[list[str]] = ["input_ids", "attention_mask"]
 
     def __init__(self, corpus: tuple[str, ...] = CORPUS, *, bos: bool = True, **options: Any) -> None:
         words = dict.fromkeys(word for line in corpus for word in self._words(line))

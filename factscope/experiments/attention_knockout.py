@@ -313,7 +313,7 @@ def _sources(query: TokenizedQuery, names: Sequence[str]) -> tuple[tuple[str, tu
         return tuple((str(p), (p,)) for p in range(len(query.ids)))
     if EACH in names:
         raise SpecError(f"{EACH!r} stands beside other sources", f"give {EACH!r} alone")
-    if len(set(names)) < len(names):
+    if len({name.strip().lower() for name in names}) < len(names):
         raise SpecError(f"sources {', '.join(names)} name one set twice", "name each once")
     return tuple((name, _set(query, name)) for name in names)
 
@@ -332,17 +332,23 @@ def _numbers(text: str, count: int, what: str) -> tuple[int, ...]:
     found: set[int] = set()
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
-        if not low.isdecimal() or (dash and not high.isdecimal()):
+        if not _is_number(low) or (dash and not _is_number(high)):
             raise SpecError(
                 f"{what} {text!r} is not a number, a range like 3-6 or a list like 2,5", f"name {what}s from 0"
             )
         bounds = int(low), int(high) if dash else int(low)
-        if bounds[0] > bounds[1] or bounds[1] >= count:
+        if bounds[0] > bounds[1]:
+            raise SpecError(f"{what}s {part.strip()!r} run backwards", f"write {high}-{low}")
+        if bounds[1] >= count:
             raise SpecError(
                 f"{what} {part.strip()!r} is not between 0 and {count - 1}", f"the model has {count} {what}s"
             )
         found.update(range(bounds[0], bounds[1] + 1))
     return tuple(sorted(found))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 9
 
 
 def _heads(names: Sequence[str], model: ModelHandle) -> dict[int, tuple[int, ...]] | None:

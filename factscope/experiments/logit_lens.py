@@ -123,7 +123,7 @@ def run(
     positions = _positions(seen, spec)
     layers, states, logits = record_states(model, seen, spec.site)
     target = resolve_target(model, seen, logits)
-    warnings = seen.warnings + target_warnings(model, seen, target)
+    warnings = seen.warnings + target_warnings(model, seen, target) + _score_warnings(seen, target)
     p_target, rank = float(measures.probability(logits, target.ids[0])), int(measures.rank(logits, target.ids[0]))
     grid = _Grid(len(layers), len(positions), spec)
     texts: dict[int, tuple[str, str]] = {}
@@ -165,6 +165,12 @@ def _check(model: ModelHandle, spec: LensSpec) -> None:
     model.require("resume", "the lens")
     if spec.site != "block":
         model.require("additive", f"the lens on {spec.site} updates")
+
+
+def _score_warnings(query: TokenizedQuery, target: Target) -> tuple[str, ...]:
+    if query.query.score == "sequence" and target.n_tokens > 1:
+        return (f"the lens follows the first of the {target.n_tokens} tokens of {target.text.strip()!r}",)
+    return ()
 
 
 def _positions(query: TokenizedQuery, spec: LensSpec) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from factscope.errors import SpecError
 from factscope.experiments.results import (
     BUNDLED,
     Progress,
+    foil_target,
     resolve_target,
     scored_ids,
     silent,
@@ -32,7 +33,7 @@ from factscope.experiments.results import (
 )
 from factscope.models.handle import ModelHandle, ModelInfo
 from factscope.queries import Query
-from factscope.tokens import Target, TokenizedQuery, answer_target, token_text
+from factscope.tokens import Target, TokenizedQuery, token_text
 
 _SENTENCE_ENDS = (".", "!", "?", "\n", "。")
 
@@ -113,6 +114,7 @@ def run(
     ids = torch.tensor([seen.ids], device=model.device)
     logits = model.forward(ids, last=1)[0, -1]
     target = resolve_target(model, seen, logits)
+    foil = foil_target(model, seen, target)
     progress(1, 3, None)
     answer = _answer_logits(model, seen, target)
     progress(2, 3, None)
@@ -136,7 +138,7 @@ def run(
         continuation=continuation,
         known=known,
         taught=_taught(model, seen, target),
-        p_foil=_p_foil(model, seen, logits),
+        p_foil=None if foil is None else float(measures.probability(logits, foil.id)),
         warnings=seen.warnings + target_warnings(model, seen, target),
         seconds=time.perf_counter() - started,
         passes=2 + steps,
@@ -189,10 +191,3 @@ def _taught(model: ModelHandle, query: TokenizedQuery, target: Target) -> bool |
     from factscope.demo.facts import is_taught
 
     return is_taught(query.query.subject, target.text.strip())
-
-
-def _p_foil(model: ModelHandle, query: TokenizedQuery, logits: Tensor) -> float | None:
-    if query.query.foil is None:
-        return None
-    foil = answer_target(model.tokenizer, query, query.query.foil)
-    return float(measures.probability(logits, foil.ids[0]))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from factscope import measures
-from factscope.errors import ModelFilesError
+from factscope.errors import ModelFilesError, TargetError
 from factscope.models.handle import ModelHandle
 from factscope.queries import Query
+from factscope.settings import get_settings
 from factscope.tokens import Target, TokenizedQuery, answer_target, token_text, tokenize
 
 BUNDLED = "bundled"
@@ -44,7 +45,12 @@ def tokenized(model: ModelHandle, query: Query | TokenizedQuery) -> TokenizedQue
         InputError: the prompt, subject or span cannot be used.
         ModelFilesError: the tokenizer is not this model's.
     """
-    seen = query if isinstance(query, TokenizedQuery) else tokenize(query, model.tokenizer, max_tokens=model.max_tokens)
+    if isinstance(query, TokenizedQuery):
+        seen = query
+    else:
+        settings = get_settings()
+        limit = min(model.max_tokens or settings.max_prompt_tokens, settings.max_prompt_tokens)
+        seen = tokenize(query, model.tokenizer, max_tokens=limit, max_characters=settings.max_prompt_chars)
     _check_ids(model, seen.ids)
     return seen
 
@@ -73,13 +79,40 @@ def named_target(model: ModelHandle, query: TokenizedQuery) -> Target | None:
     """The answer as a continuation of this prompt; None where none is given.
 
     Raises:
-        TargetError: the answer has no tokens.
+        TargetError: the answer has no tokens, or makes the prompt too long.
         ModelFilesError: the tokenizer is not this model's.
     """
-    if query.query.answer is None:
+    return None if query.query.answer is None else _target(model, query, query.query.answer, "answer")
+
+
+def foil_target(model: ModelHandle, query: TokenizedQuery, target: Target) -> Target | None:
+    """The competing answer as a continuation of this prompt; None where none is given.
+
+    Raises:
+        TargetError: it has no tokens, makes the prompt too long, or begins like the answer.
+        ModelFilesError: the tokenizer is not this model's.
+    """
+    if query.query.foil is None:
         return None
-    target = answer_target(model.tokenizer, query, query.query.answer)
+    foil = _target(model, query, query.query.foil, "foil")
+    if foil.id == target.id:
+        raise TargetError(
+            f"the foil {query.query.foil!r} begins with the same token as the answer {target.text.strip()!r}",
+            "choose another foil",
+        )
+    return foil
+
+
+def _target(model: ModelHandle, query: TokenizedQuery, text: str, what: str) -> Target:
+    target = answer_target(model.tokenizer, query, text, what=what)
     _check_ids(model, target.ids)
+    length = len(query.ids) + target.n_tokens - 1
+    if model.max_tokens is not None and length > model.max_tokens:
+        raise TargetError(
+            f"the {what} {text[:40]!r} makes {length} tokens with the prompt, and {model.info.name} takes "
+            f"{model.max_tokens}",
+            f"shorten the {what} or the prompt",
+        )
     return target
 
 

@@ -49,7 +49,8 @@ def inspect(model: ModelHandle) -> dict[str, Any]:
     ]
     info = {
         "name": model.info.name, "revision": model.info.revision, "dtype": model.info.dtype,
-        "family": model.info.family, "n_layers": model.info.n_layers, "n_heads": model.info.n_heads, "d_model": model.info.d_model,
+        "family": model.info.family, "n_layers": model.info.n_layers,
+        "n_heads": model.info.n_heads, "d_model": model.info.d_model,
         "weights": model.info.weights, "parameters": model.n_parameters, "max_tokens": model.max_tokens,
     }  # fmt: skip
     return {"model": info, "rows": rows}

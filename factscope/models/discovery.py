@@ -74,6 +74,11 @@ def discover(model: Any, device: torch.device) -> Parts:
                 f"({type(error).__name__}: {error})",
                 "choose a decoder-only causal language model",
             ) from error
+    if not all(bool(torch.isfinite(states).all()) for states in watch.outputs.values()):
+        raise ModelUnsupported(
+            f"the weights of this {config.model_type!r} model give values that are not finite",
+            "choose an undamaged checkpoint",
+        )
     n_heads = int(getattr(text, "num_attention_heads", 0) or 0)
     found = [_layer_parts(layer, watch.calls[i], watch.inputs[i], watch.outputs[i]) for i, layer in enumerate(layers)]
     parallel = tuple(_parallel(model, ids, part) for part in found)

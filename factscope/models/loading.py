@@ -116,7 +116,7 @@ def _measure(model: PreTrainedModel, tokenizer: Any, request: _Request, found: _
     except Exception as error:
         if any(_is_out_of_memory(cause) for cause in causes(error)):
             raise explain_load_error(error, source.shown, found.checkpoint) from error
-        logger.warning("the parts of %s cannot be found", source.shown, exc_info=True)
+        logger.debug("the parts of %s cannot be found", source.shown, exc_info=True)
         raise ModelUnsupported(
             f"the parts of {source.shown} ({found.checkpoint.model_type}) cannot be found ({_brief(error)})",
             "choose another model",
@@ -330,7 +330,7 @@ def _read_model(request: _Request, checkpoint: Checkpoint, settings: Settings) -
         offload = tempfile.mkdtemp(prefix="offload-", dir=settings.cache_dir)
         options = {"device_map": request.device_map, "offload_folder": offload}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
             dtype="auto" if request.dtype == "auto" else getattr(torch, request.dtype),
             attn_implementation=_attention(checkpoint),
@@ -345,6 +345,7 @@ def _read_model(request: _Request, checkpoint: Checkpoint, settings: Settings) -
         if options:
             shutil.rmtree(options["offload_folder"], ignore_errors=True)
         raise
+    model, report = loaded
     if options:
         weakref.finalize(model, shutil.rmtree, options["offload_folder"], ignore_errors=True)
     _refuse_incomplete(model, report, request)
