@@ -14,6 +14,7 @@ import html as markup
 import io
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from pandas import DataFrame
@@ -58,17 +59,31 @@ def svg(figure: Figure, theme: ThemeName | None = None) -> bytes:
     """An SVG image with title and caption; ``theme`` None keeps the figure's own."""
     import vl_convert
 
-    with _LOCK:
-        drawn = vl_convert.vegalite_to_svg(_spec(figure, theme), vl_version=_VEGA_LITE)
-    return drawn.encode("utf-8")
+    convert = functools.partial(vl_convert.vegalite_to_svg, vl_version=_VEGA_LITE)
+    return _converted(convert, _spec(figure, theme)).encode("utf-8")
 
 
 def png(figure: Figure, theme: ThemeName | None = None, scale: float = 2) -> bytes:
     """A PNG image with title and caption, ``scale`` times its size on screen."""
     import vl_convert
 
+    convert = functools.partial(vl_convert.vegalite_to_png, scale=scale, vl_version=_VEGA_LITE)
+    return _converted(convert, _spec(figure, theme))
+
+
+def _converted(convert: Callable[[dict[str, Any]], Any], spec: dict[str, Any]) -> Any:
+    """The converted figure; characters beyond the basic plane are drawn as boxes where they cannot be measured.
+
+    The converter cuts a long label anywhere, also within such a character, and then fails on the half of it.
+    """
     with _LOCK:
-        return vl_convert.vegalite_to_png(_spec(figure, theme), scale=scale, vl_version=_VEGA_LITE)
+        try:
+            return convert(spec)
+        except ValueError as error:
+            if "text info" not in str(error):
+                raise
+            boxed = "".join(c if ord(c) < 0x10000 else "\u25a1" for c in json.dumps(spec, ensure_ascii=False))
+            return convert(json.loads(boxed))
 
 
 def csv(figure: Figure) -> bytes:

@@ -271,11 +271,20 @@ def _starts(layers: tuple[int, ...]) -> list[float]:
     return [i + (0.0 if layer < 0 else apart) for i, layer in enumerate(layers)]
 
 
-def _share(value: float, shape: GridShape) -> float:
-    """Where a value stands on its colour scale, in [0, 1]."""
+def _shares(grid: NDArray[np.float64], shape: GridShape) -> NDArray[np.float64]:
+    """Where each value stands on its colour scale, in [0, 1]."""
     if shape.quantity == "rank":
-        return 1 - math.log(max(value, 1)) / math.log(shape.high)
-    return (value - shape.low) / (shape.high - shape.low)
+        shares = 1 - np.log(np.maximum(grid, 1)) / math.log(shape.high)
+    else:
+        shares = (grid - shape.low) / (shape.high - shape.low)
+    return np.clip(shares, 0, 1)
+
+
+@functools.lru_cache(maxsize=16)
+def _light_text(theme: ThemeName, quantity: Quantity) -> NDArray[np.bool_]:
+    """For 256 steps of a scale, whether white reads better on it than black."""
+    colours = theme_named(theme).scales[quantity]
+    return np.array([luminance(mix(colours, step / 255)) < 0.19 for step in range(256)])
 
 
 def _data(
@@ -286,39 +295,42 @@ def _data(
     words: NDArray[Any] | None,
     cursor: Cursor,
 ) -> pd.DataFrame:
-    look = theme_named(shape.theme)
-    colours = look.scales[shape.quantity]
     if isinstance(cursor, Mapping):
         cursor = (cursor.get("layer", -2), cursor.get("position", -2))
-    starts = _starts(shape.layers)
-    rows = []
-    for t, token in enumerate(tokens):
-        for j, layer in enumerate(shape.layers):
-            value = float(grid[t, j])
-            empty = math.isnan(value)
-            word = "" if words is None or empty else words[t, j]
-            said = f"{word}, {shown[t, j]}" if word else shown[t, j]
-            rows.append(
-                {
-                    "position": token.position,
-                    "layer": layer,
-                    "value": value,
-                    "label": word,
-                    "shown": shown[t, j],
-                    "token": token.display,
-                    "id": token.id,
-                    "role": token.role,
-                    "empty": empty,
-                    "cursor": cursor is not None and (layer, token.position) == tuple(cursor),
-                    "first": j == 0,
-                    "pale": not empty and luminance(mix(colours, _share(value, shape))) < 0.19,
-                    "x0": starts[j],
-                    "x1": starts[j] + 1,
-                    "row": t,
-                    "about": f"layer: {layer}; position: {token.position}; token: {token.display}; {said}",
-                }
-            )
-    return pd.DataFrame(rows)
+    n, m = grid.shape
+    empty = np.isnan(grid)
+    said = np.where(empty, "", words) if words is not None else np.full(grid.shape, "", dtype=object)
+    steps = np.round(255 * _shares(np.where(empty, shape.low, grid), shape)).astype(int)
+    starts = np.array(_starts(shape.layers))
+    about = [
+        f"layer: {layer}; position: {token.position}; token: {token.display}; {f'{word}, ' if word else ''}{value}"
+        for token, row, values in zip(tokens, said, shown, strict=True)
+        for layer, word, value in zip(shape.layers, row, values, strict=True)
+    ]
+    data = pd.DataFrame(
+        {
+            "position": np.repeat([token.position for token in tokens], m),
+            "layer": np.tile(shape.layers, n),
+            "value": grid.ravel(),
+            "label": said.ravel(),
+            "shown": shown.ravel(),
+            "token": np.repeat(np.array([token.display for token in tokens], dtype=object), m),
+            "id": np.repeat([token.id for token in tokens], m),
+            "role": np.repeat(np.array([token.role for token in tokens], dtype=object), m),
+            "empty": empty.ravel(),
+            "cursor": False,
+            "first": np.tile(np.arange(m) == 0, n),
+            "pale": (_light_text(shape.theme, shape.quantity)[steps] & ~empty).ravel(),
+            "x0": np.tile(starts, n),
+            "x1": np.tile(starts + 1, n),
+            "row": np.repeat(np.arange(n), m),
+            "about": about,
+        }
+    )
+    if cursor is not None:
+        layer, position = cursor
+        data["cursor"] = (data["layer"] == layer) & (data["position"] == position)
+    return data
 
 
 DRAWING_COLUMNS = ("empty", "cursor", "first", "pale", "x0", "x1", "row", "about", "shown", "beside")
