@@ -114,6 +114,12 @@ class ModelHandle:
             CapabilityError: the states are not as wide as the output embedding.
         """
         head: Any = self._model.get_output_embeddings()  # type: ignore[operator]
+        if states.shape[-1] != head.weight.shape[-1]:
+            raise CapabilityError(
+                f"{self.info.name} ({self.info.family}) has states of width {states.shape[-1]} and an output embedding of "
+                f"width {head.weight.shape[-1]}, so that there is no raw projection",
+                "choose the normed one",
+            )
         with torch.no_grad():
             values = head(states.to(self.device))
             if (bias := getattr(head, "bias", None)) is not None:

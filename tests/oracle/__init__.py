@@ -1,0 +1,1 @@
+"""What the tests compare with: plain computations that share no code with factscope."""
