@@ -202,7 +202,7 @@ def _one_type_each(rows: pd.DataFrame) -> pd.DataFrame:
     """A column of a parquet file has one type: where numbers and words mix (``3`` and ``control-1``), words."""
     found = rows.copy()
     for name in found.columns:
-        if found[name].dtype == object and found[name].dropna().map(type).nunique() > 1:
+        if len({type(value) for value in found[name].dropna().tolist()}) > 1:
             found[name] = found[name].map(str, na_action="ignore")
     return found
 

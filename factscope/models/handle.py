@@ -116,8 +116,8 @@ class ModelHandle:
         head: Any = self._model.get_output_embeddings()  # type: ignore[operator]
         if states.shape[-1] != head.weight.shape[-1]:
             raise CapabilityError(
-                f"{self.info.name} ({self.info.family}) has states of width {states.shape[-1]} and an output embedding of "
-                f"width {head.weight.shape[-1]}, so that there is no raw projection",
+                f"{self.info.name} ({self.info.family}) has states of width {states.shape[-1]} and an output embedding "
+                f"of width {head.weight.shape[-1]}, so that there is no raw projection",
                 "choose the normed one",
             )
         with torch.no_grad():
