@@ -8,7 +8,7 @@
 # PIP_ARGS_TORCH
 #            further arguments of pip for torch alone, to choose its build: the index of the CPU wheels makes an image
 #            of about 2 GB; the default wheel brings CUDA (about 8 GB) and needs the NVIDIA runtime on the host.
-#            docker build --build-arg TORCH_VARIANT=cpu --build-arg PIP_ARGS_TORCH="--index-url ..." -t factscope:0.1.0 .
+#            docker build --build-arg TORCH_VARIANT=cpu --build-arg PIP_ARGS_TORCH="..." -t factscope:0.1.0 .
 # TORCH_VARIANT
 #            cpu or cuda: checked against what was installed, so that no image is the other one by mistake.
 #

@@ -633,11 +633,10 @@ def _cut(text: str, limit: int = 80) -> str:
 
 def _log_defect() -> str:
     """The traceback in a file of its own; its path."""
+    told = traceback.format_exc()
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="factscope-", suffix=".log", delete=False, encoding="utf-8"
-        ) as log:
-            traceback.print_exc(file=log)
-    except (OSError, ValueError):
-        return f"no log, since none could be written ({_cut(traceback.format_exc().splitlines()[-1], 200)})"
+        with tempfile.NamedTemporaryFile("wb", prefix="factscope-", suffix=".log", delete=False) as log:
+            log.write(told.encode("utf-8", "backslashreplace"))
+    except OSError:
+        return f"no log, since none could be written ({_cut(told.splitlines()[-1], 200)})"
     return log.name

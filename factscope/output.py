@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
@@ -91,8 +92,13 @@ def _finite(value: Any) -> Any:
 
 
 def as_csv(rows: pd.DataFrame) -> str:
-    """The rows as CSV; numbers with all their digits, what is missing empty."""
-    return rows.to_csv(index=False, lineterminator="\n")
+    """The rows as CSV; numbers with all their digits, what is missing empty.
+
+    A lone carriage return, which many readers take for the end of a line, is quoted by quoting all words.
+    """
+    texts = (value for name in rows.columns for value in rows[name].tolist() if isinstance(value, str))
+    quoting = csv.QUOTE_NONNUMERIC if any("\r" in text for text in texts) else csv.QUOTE_MINIMAL
+    return rows.to_csv(index=False, lineterminator="\n", quoting=quoting)
 
 
 def as_text(rows: pd.DataFrame) -> str:
