@@ -74,6 +74,10 @@ def get_settings() -> Settings:
         raise SpecError(f"{PREFIX}SETTINGS_FILE={file[:80]!r} is not a file", "correct the variable or remove it")
     try:
         return Settings(_env_file=file)  # type: ignore[call-arg]
+    except UnicodeDecodeError:
+        raise SpecError(
+            f"{PREFIX}SETTINGS_FILE={file!r} is not a text file", "correct the variable or remove it"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         name = PREFIX + "_".join(str(part) for part in first["loc"]).upper()
