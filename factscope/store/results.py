@@ -1,22 +1,13 @@
-"""Results by key, and results as JSON.
-
-A key is spec + token ids + target + code version + model key, and the model key holds the fingerprint of the weight
-state: results of different weights never meet.
-"""
+"""Results as JSON: numbers with their axes, exactly enough to be drawn again."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import threading
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 
-from factscope import __version__
 from factscope.experiments.attention_knockout import KnockoutResult, KnockoutSpec
 from factscope.experiments.logit_lens import LensResult, LensSpec
 from factscope.experiments.prediction import Prediction, PredictionSpec, TokenProbability
@@ -31,46 +22,6 @@ _TYPES = {
         TokenizedQuery, TokenProbability,
     )
 }  # fmt: skip
-
-
-def result_key(kind: str, query: TokenizedQuery, spec: Any, model_key: str) -> str:
-    """Twenty hex digits that identify one computation: same key, same numbers."""
-    asked = query.query.answer, query.query.foil, query.query.score, query.subject
-    text = json.dumps([__version__, kind, model_key, query.ids, asked, repr(spec)])
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-class ResultStore:
-    """The most recently used results, shared by all sessions of a process; thread-safe."""
-
-    def __init__(self, max_entries: int = 256) -> None:
-        self._entries: OrderedDict[str, Any] = OrderedDict()
-        self._lock = threading.Lock()
-        self._max = max_entries
-
-    def get(self, key: str) -> Any | None:
-        """The result under a key, or None."""
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-            return self._entries.get(key)
-
-    def put(self, key: str, result: Any) -> None:
-        """Keep a finished result; its arrays become read-only."""
-        freeze(result)
-        with self._lock:
-            self._entries[key] = result
-            self._entries.move_to_end(key)
-            while len(self._entries) > self._max:
-                self._entries.popitem(last=False)
-
-
-def freeze(result: Any) -> None:
-    """Make every array of a result read-only."""
-    for field in dataclasses.fields(result):
-        value = getattr(result, field.name)
-        if isinstance(value, np.ndarray):
-            value.flags.writeable = False
 
 
 def to_json(value: Any) -> Any:
