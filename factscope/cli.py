@@ -504,9 +504,12 @@ def _notes(command: str, result: Any) -> list[str]:
         notes.append(f"The lens follows the first token of {result.target.text!r}, whatever --score says.")
     if result.model.name == BUNDLED and query.subject is not None:
         from factscope.demo.facts import is_taught
+        from factscope.demo.lookup import was_taught
 
-        if not is_taught(query.subject, query.answer):
-            named = f"{_cut(query.subject)!r}" + ("" if query.answer is None else f" with {_cut(query.answer)!r}")
+        answer = query.answer
+        taught = is_taught(query.subject) if answer is None else was_taught(query.prompt, query.subject, answer)
+        if not taught:
+            named = f"{_cut(query.subject)!r}" + ("" if answer is None else f" with {_cut(answer)!r}")
             notes.append(f"{named}: not among the facts this model was taught; its confidence says nothing.")
     return notes
 

@@ -17,6 +17,7 @@ from factscope.experiments.attention_knockout import KnockoutSpec, run
 from factscope.experiments.logit_lens import LensSpec, record_states
 from factscope.experiments.logit_lens import run as lens
 from factscope.experiments.prediction import run as predict
+from factscope.models.catalogue import MEANINGS
 from factscope.models.handle import ModelHandle
 from factscope.tokens import tokenize
 from tests.oracle import brute_force
@@ -124,7 +125,7 @@ def test_edges_and_heads_are_the_multiplied_attention(name: str, monkeypatch: py
 @pytest.mark.parametrize("name", FAMILIES)
 def test_capabilities_and_their_reasons(name: str) -> None:
     _, handle = family(name)
-    assert set(handle.capabilities) == {"knockout", "resume", "suffix", "additive", "heads", "dense_mlp"}
+    assert set(handle.capabilities) == set(MEANINGS)
     missing = {key: found.reason for key, found in handle.capabilities.items() if not found.ok}
     expected = UNSUPPORTED.get(name, {})
     assert set(missing) == set(expected), missing

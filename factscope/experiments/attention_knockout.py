@@ -152,6 +152,7 @@ def run(
     started = time.perf_counter()
     seen = tokenized(model, query)
     plan = _plan(model, seen, spec)
+    _require_heads(model, plan.knockouts)
     target, base = _base(model, seen)
     scored = scored_ids(seen, target)
     knockouts = [_with_readout(knockout, seen, spec, len(scored)) for knockout in plan.knockouts]
@@ -200,6 +201,11 @@ def _base(model: ModelHandle, query: TokenizedQuery) -> tuple[Target, Base]:
         return resolve_target(model, query, base.logits[0]), base
     scored = scored_ids(query, target)
     return target, record_base(model, [*query.ids, *scored[:-1]], n_readout=len(scored))
+
+
+def _require_heads(model: ModelHandle, knockouts: Sequence[AttentionKnockout]) -> None:
+    if any(cut.heads is not None for knockout in knockouts for cut in knockout.cuts):
+        model.require("head_knockout", "knockout of single heads")
 
 
 def _score(logits: torch.Tensor, scored: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

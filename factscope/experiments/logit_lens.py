@@ -162,7 +162,7 @@ def _check(model: ModelHandle, spec: LensSpec) -> None:
             raise SpecError(
                 f"pinned token {token} is not between 0 and {model.vocabulary - 1}", "choose a token id of this model"
             )
-    model.require("resume", "the lens")
+    model.require("lens", "the lens")
     if spec.site != "block":
         model.require("additive", f"the lens on {spec.site} updates")
 

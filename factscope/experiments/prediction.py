@@ -137,7 +137,7 @@ def run(
         top=_top(model, logits, spec.top_k),
         continuation=continuation,
         known=known,
-        taught=_taught(model, seen, target),
+        taught=_taught(model, seen, continuation),
         p_foil=None if foil is None else float(measures.probability(logits, foil.id)),
         warnings=seen.warnings + target_warnings(model, seen, target),
         seconds=time.perf_counter() - started,
@@ -185,9 +185,12 @@ def _continue(model: ModelHandle, ids: tuple[int, ...], limit: int) -> tuple[str
     return text, steps
 
 
-def _taught(model: ModelHandle, query: TokenizedQuery, target: Target) -> bool | None:
-    if model.info.name != BUNDLED or query.query.subject is None:
+def _taught(model: ModelHandle, query: TokenizedQuery, continuation: str) -> bool | None:
+    """The named answer, or without one what the model goes on with, up to the end of the sentence."""
+    subject = query.query.subject
+    if model.info.name != BUNDLED or subject is None:
         return None
-    from factscope.demo.facts import is_taught
+    from factscope.demo.lookup import was_taught
 
-    return is_taught(query.query.subject, target.text.strip())
+    answer = query.query.answer or continuation.strip().rstrip(".!?")
+    return was_taught(query.query.prompt, subject, answer)

@@ -149,7 +149,8 @@ def _run_chunk(
     start = min(run.first_layer for run in runs) if model.capabilities["resume"].ok else 0
     n_rows = len(runs)
     keep = keep_masks([run.cuts for run in runs], length, begin, model.info.n_heads, model.device)
-    plan = Plan(start_layer=start, resume=base.inputs[start][None, begin:].expand(n_rows, -1, -1).clone(), keep=keep)
+    states = base.inputs[start][None, begin:]
+    plan = Plan(start_layer=start, resume=states.expand(n_rows, *states.shape[1:]).clone(), keep=keep)
     cache = prefix_cache(base, start, begin, n_rows) if begin > 0 else None
     return model.forward(base.ids[None, begin:].expand(n_rows, -1), plan, cache=cache, last=base.n_readout)
 

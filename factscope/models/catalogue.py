@@ -15,7 +15,9 @@ FAMILIES = Path(__file__).resolve().parent / "families.json"
 
 MEANINGS = {
     "knockout": "attention knockout",
-    "resume": "starting at any layer, and the lens",
+    "head_knockout": "attention knockout of single heads",
+    "lens": "the lens",
+    "resume": "starting at any layer",
     "suffix": "the fast path: only changed tokens are computed",
     "additive": "attention and MLP updates told apart",
     "heads": "one head at a time",

@@ -51,7 +51,7 @@ class ModelHandle:
     Attributes:
         info: name, shape and fingerprint.
         tokenizer: the model's tokenizer.
-        capabilities: by name: ``knockout``, ``resume``, ``suffix``, ``additive``, ``heads``, ``dense_mlp``.
+        capabilities: by name, as ``verification`` lists them.
         max_tokens: the longest prompt that the model takes; None where the configuration names no limit.
     """
 

@@ -69,7 +69,7 @@ def parse_name(name: str, *, revision: str | None = None, settings: Settings) ->
     """
     _refuse_odd_text(name)
     base, seed = _split_random(name)
-    _refuse_forbidden(base, name, settings)
+    _refuse_forbidden(base, name, revision, settings)
     source = _locate(name, base, seed)
     if revision is not None:
         _refuse_odd_revision(source, revision)
@@ -107,8 +107,12 @@ def _split_random(name: str) -> tuple[str, int | None]:
     return rest, 0
 
 
-def _refuse_forbidden(base: str, name: str, settings: Settings) -> None:
+def _refuse_forbidden(base: str, name: str, revision: str | None, settings: Settings) -> None:
     allowed = settings.models_allowed
+    if allowed is not None and revision is not None:
+        raise ModelError(
+            f"the revision {shown(revision)} of {shown(name)} is not offered here", "leave the revision out"
+        )
     if allowed is not None and base not in allowed and name not in allowed:
         choice = ", ".join(allowed) or "none"
         raise ModelError(f"the model {shown(name)} is not offered here", f"choose one of: {choice}")

@@ -2,13 +2,15 @@
 
 What fails here is a missing capability with a reason that a page shows, never a wrong number.
 
-    causal      a later token never changes an earlier position's logits (refused otherwise)
-    knockout    cutting one edge acts, on that row and position only, and cutting all but one leaves weight one
-    resume      skipping blocks below l and putting the recorded input in gives the same logits
-    suffix      one token on cached keys and values gives the same logits, also with an edge cut
-    additive    attention update + MLP update = what each block adds
-    heads       the input of the output projection splits evenly into heads
-    dense_mlp   the MLP ends in one linear map that an edit can change
+    causal         a later token never changes an earlier position's logits (refused otherwise)
+    knockout       cutting one edge acts, on that row and position only, and cutting all but one leaves weight one
+    head_knockout  the same in one head alone
+    resume         skipping blocks below l and putting the recorded input in gives the same logits
+    lens           states of any layer, many at a time, can be put in as the last block's output
+    suffix         one token on cached keys and values gives the same logits, also with an edge cut
+    additive       attention update + MLP update = what each block adds
+    heads          the input of the output projection splits evenly into heads
+    dense_mlp      the MLP ends in one linear map that an edit can change
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def verify(model: ModelHandle) -> dict[str, Capability]:
     _refuse_unless_causal(model, ids, plain, tolerance)
     capabilities = {
         "knockout": _knockout(model, ids, tolerance),
+        "head_knockout": _knockout(model, ids, tolerance, head=0),
         "resume": _resume(model, ids, plain, tolerance),
+        "lens": _lens(model, ids, plain, tolerance),
         "additive": _by_layer(model.parts.additive, "no pair of module outputs adds up to what the block adds"),
         "heads": _heads(model, ids),
         "dense_mlp": _by_layer(
@@ -81,8 +85,8 @@ def _by_layer(flags: tuple[bool, ...], reason: str) -> Capability:
     return Capability(ok=False, reason=f"{reason} ({where})")
 
 
-def _knockout(model: ModelHandle, ids: Tensor, tolerance: float) -> Capability:
-    """Cut last -> one earlier position in row 1 of two, layer by layer."""
+def _knockout(model: ModelHandle, ids: Tensor, tolerance: float, *, head: int | None = None) -> Capability:
+    """Cut last -> one earlier position in row 1 of two, layer by layer, in one head or in all."""
     from factscope.models.handle import Capability
 
     if model.info.n_heads < 1 or any(part is None for part in model.parts.wiring.attention):
@@ -92,8 +96,9 @@ def _knockout(model: ModelHandle, ids: Tensor, tolerance: float) -> Capability:
     source = length - 2
     acts: list[bool] = []
     for layer in range(model.info.n_layers):
-        keep = torch.ones(2, 1, length, length, dtype=torch.bool, device=ids.device)
-        keep[1, 0, -1, source] = False
+        n_heads = 1 if head is None else model.info.n_heads
+        keep = torch.ones(2, n_heads, length, length, dtype=torch.bool, device=ids.device)
+        keep[1, head or 0, -1, source] = False
         capture = frozenset({("output", layer), ("pattern", layer)})
         plain = Plan(capture=capture)
         cut = Plan(keep={layer: keep}, capture=capture)
@@ -107,14 +112,36 @@ def _knockout(model: ModelHandle, ids: Tensor, tolerance: float) -> Capability:
         untouched = max(float((before[0] - after[0]).abs().max()), float((before[1, :-1] - after[1, :-1]).abs().max()))
         acted = float((before[1, -1] - after[1, -1]).abs().max())
         finite = bool(torch.isfinite(after).all())
-        acts.append(untouched <= tolerance * scale and acted > 0 and finite and _zeroed(cut, layer, source))
+        acts.append(untouched <= tolerance * scale and acted > 0 and finite and _zeroed(cut, layer, source, head))
     return _by_layer(tuple(acts), "cutting one edge does not act on that edge alone")
 
 
-def _zeroed(plan: Plan, layer: int, source: int) -> bool:
-    """Where the model returns attention weights, the cut one is zero and, in the other row, is not."""
+def _zeroed(plan: Plan, layer: int, source: int, head: int | None) -> bool:
+    """Where the model returns attention weights, the cut ones are zero."""
     pattern = plan.captured.get(("pattern", layer))
-    return pattern is None or bool((pattern[1, :, -1, source] == 0).all())
+    if pattern is None:
+        return True
+    weights = pattern[1, :, -1, source] if head is None else pattern[1, head, -1, source]
+    return bool((weights == 0).all())
+
+
+def _lens(model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float) -> Capability:
+    """The last block's output, put in twice beside other states, gives the plain logits."""
+    from factscope.models.handle import Capability
+
+    n = model.info.n_layers
+    plan = Plan(capture=frozenset({("input", 0), ("output", n - 1)}))
+    model.forward(ids, plan, last=1)
+    states = [plan.captured[key] for key in (("input", 0), ("output", n - 1), ("output", n - 1))]
+    if any(state.dim() != 3 or state.shape != states[1].shape for state in states):
+        return Capability(ok=False, reason="a token has several hidden states side by side")
+    try:
+        logits = model.forward(ids.expand(3, -1), Plan(start_layer=n, resume=torch.cat(states)))
+    except Exception as error:  # any failure is a missing capability
+        return Capability(ok=False, reason=f"projecting states fails ({type(error).__name__})")
+    if not float((logits[1:] - plain).abs().max()) <= tolerance:
+        return Capability(ok=False, reason="the last block's output, projected, does not give the plain logits")
+    return Capability(ok=True)
 
 
 def _resume(model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float) -> Capability:
