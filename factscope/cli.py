@@ -183,7 +183,7 @@ def flow(
     """Attention knockout: which tokens must be read, and in which layers."""
     query = _query(prompt, subject, occurrence, answer, foil, score, bos)
     chosen = {
-        "sources": _names("--sources", sources) or (("subject", "relation", "last") if subject else ("last",)),
+        "sources": () if edges else _names("--sources", sources) or _default_sources(subject),
         "target_position": _position(target_position),
         "window": window,
         "heads": _names("--heads", heads),
@@ -320,6 +320,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 # ------------------------------------------------------------------------------------------------- what was asked
+
+
+def _default_sources(subject: str | None) -> tuple[str, ...]:
+    return ("last",) if subject is None else ("subject", "relation", "last")
 
 
 def _query(
@@ -500,8 +504,6 @@ def _notes(command: str, result: Any) -> list[str]:
     notes = []
     if command != "predict" and query.foil is not None:
         notes.append(f"The foil {_cut(query.foil)!r} changes nothing in {command}; predict gives its probability.")
-    if command == "lens" and query.score == "sequence" and result.target.n_tokens > 1:
-        notes.append(f"The lens follows the first token of {result.target.text!r}, whatever --score says.")
     if result.model.name == BUNDLED and query.subject is not None:
         from factscope.demo.facts import is_taught
         from factscope.demo.lookup import was_taught

@@ -113,6 +113,13 @@ class TokenizedQuery:
         """The read-out position."""
         return len(self.ids) - 1
 
+    @property
+    def subject_text(self) -> str | None:
+        """The subject in words: as it was named, or what the span chosen by hand spells."""
+        if self.subject is None or self.query.span is None:
+            return self.query.subject
+        return "".join(token.text for token in self.tokens[slice(*self.subject)]).strip()
+
     def positions(self, name: str) -> tuple[int, ...]:
         """The positions that a name stands for, in order.
 

@@ -74,7 +74,12 @@ def _effect(name: str, rows: list[Any], bounds: dict[Any, tuple[float, float]], 
     if max(abs(row["value"]) for row in rows) < NEGLIGIBLE[measure]:
         return f"blocking {name} changes {target} nowhere"
     never = (math.inf, -math.inf)
-    beyond = [r for r in rows if not bounds.get(r["layer"], never)[0] <= r["value"] <= bounds.get(r["layer"], never)[1]]
+
+    def surpasses(row: Any) -> bool:
+        low, high = bounds.get(row["layer"], never)
+        return row["value"] < min(low, 0.0) or row["value"] > max(high, 0.0)
+
+    beyond = [row for row in rows if surpasses(row)]
     if not beyond:
         most = max(rows, key=lambda row: abs(row["value"]))["value"]
         return (

@@ -16,7 +16,6 @@ holds for every position that reads out a token of it, unless a target position 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +27,7 @@ from factscope import measures
 from factscope.errors import SpecError
 from factscope.experiments.results import (
     Progress,
+    Timed,
     coarse_to_fine,
     named_target,
     resolve_target,
@@ -149,7 +149,7 @@ def run(
     """
     spec = spec or KnockoutSpec()
     model.require("knockout", "attention knockout")
-    started = time.perf_counter()
+    timed = Timed(progress)
     seen = tokenized(model, query)
     plan = _plan(model, seen, spec)
     _require_heads(model, plan.knockouts)
@@ -169,16 +169,16 @@ def run(
             positions=plan.positions, layers=plan.layers, p_base=float(p_base[0]), log_odds_base=float(odds_base[0]),
             rank=rank,
             p_knockout=p.copy(), log_odds=odds.copy(), warnings=warnings,
-            seconds=time.perf_counter() - started, passes=done,
+            seconds=timed.seconds, passes=done,
         )  # fmt: skip
 
-    progress(0, len(knockouts), snapshot())
+    timed(0, len(knockouts), snapshot())
     for indices, logits in run_knockouts(model, base, knockouts):
         chunk_p, chunk_odds = _score(logits, scored)
         for index, value, odd in zip(indices, chunk_p, chunk_odds, strict=True):
             p[plan.cells[index]], odds[plan.cells[index]] = value, odd
         done += len(indices)
-        progress(done, len(knockouts), snapshot())
+        timed(done, len(knockouts), snapshot())
     return snapshot()
 
 
@@ -220,7 +220,8 @@ def _plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _Run
     size, warnings = _window(spec.window, n)
     at = _target_position(query, spec.target_position)
     heads = _heads(spec.heads, model)
-    sources = _sources(query, spec.sources)
+    sources, missing = _sources(query, spec.sources)
+    warnings += missing
     controls, more = control_sets(query, spec.control, spec.seed)
     sources += tuple((f"control-{i}", positions) for i, positions in enumerate(controls, start=1))
     warnings += more + _future_warnings(sources, at)
@@ -257,7 +258,7 @@ def _edge_plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) ->
                 f"edge {text!r} is not FROM:TO:LAYERS or FROM:TO:LAYERS:HEADS", "write for instance last:subject:3-6"
             )
         queries, keys = _set(query, parts[0]), _set(query, parts[1])
-        heads = None if len(parts) == 3 or parts[3] == "*" else _numbers(parts[3], model.info.n_heads, "head")
+        heads = None if len(parts) == 3 or parts[3].strip() == "*" else _numbers(parts[3], model.info.n_heads, "head")
         layers = _numbers(parts[2], model.info.n_layers, "layer")
         if any(key > q for key in keys for q in queries):
             warnings += (f"edge {text!r}: edges into the future do not exist in a causal model; they change nothing",)
@@ -312,20 +313,37 @@ def _target_position(query: TokenizedQuery, position: int | None) -> int:
     return position
 
 
-def _sources(query: TokenizedQuery, names: Sequence[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _sources(
+    query: TokenizedQuery, names: Sequence[str]
+) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[str, ...]]:
+    """Names with their positions, and a warning for each set that this prompt has no token of.
+
+    Raises:
+        SpecError: no set, an unknown one, one named twice, or none with a token.
+    """
     if not names:
         raise SpecError("no sources are given", "name at least one of subject, relation, last, each, or positions")
     if tuple(names) == (EACH,):
-        return tuple((str(p), (p,)) for p in range(len(query.ids)))
+        return tuple((str(p), (p,)) for p in range(len(query.ids))), ()
     if EACH in names:
         raise SpecError(f"{EACH!r} stands beside other sources", f"give {EACH!r} alone")
     if len({name.strip().lower() for name in names}) < len(names):
         raise SpecError(f"sources {', '.join(names)} name one set twice", "name each once")
-    return tuple((name, _set(query, name)) for name in names)
+    found = {name: _positions(query, name) for name in names}
+    if not any(found.values()):
+        _set(query, names[0])
+    empty = tuple(
+        f"the set {name!r} has no token in this prompt: left out" for name, where in found.items() if not where
+    )
+    return tuple((name, where) for name, where in found.items() if where), empty
+
+
+def _positions(query: TokenizedQuery, name: str) -> tuple[int, ...]:
+    return tuple(sorted({p for part in name.split("+") for p in query.positions(part.strip())}))
 
 
 def _set(query: TokenizedQuery, name: str) -> tuple[int, ...]:
-    positions = tuple(sorted({p for part in name.split("+") for p in query.positions(part.strip())}))
+    positions = _positions(query, name)
     if not positions:
         raise SpecError(f"the set {name!r} has no token in this prompt", "choose another set or positions")
     return positions
@@ -333,7 +351,7 @@ def _set(query: TokenizedQuery, name: str) -> tuple[int, ...]:
 
 def _numbers(text: str, count: int, what: str) -> tuple[int, ...]:
     """Numbers in "3-6", "2,5" or "*", each below ``count``."""
-    if text == "*":
+    if text.strip() == "*":
         return tuple(range(count))
     found: set[int] = set()
     for part in text.split(","):

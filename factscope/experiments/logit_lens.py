@@ -12,7 +12,6 @@ row is the model's output; ``raw`` is the output embedding times the state, as i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -24,7 +23,15 @@ from torch import Tensor
 
 from factscope import measures
 from factscope.errors import SpecError
-from factscope.experiments.results import Progress, coarse_to_fine, resolve_target, silent, target_warnings, tokenized
+from factscope.experiments.results import (
+    Progress,
+    Timed,
+    coarse_to_fine,
+    resolve_target,
+    silent,
+    target_warnings,
+    tokenized,
+)
 from factscope.models.dispatch import Plan
 from factscope.models.handle import ModelHandle, ModelInfo
 from factscope.queries import Query
@@ -118,7 +125,7 @@ def run(
     """
     spec = spec or LensSpec()
     _check(model, spec)
-    started = time.perf_counter()
+    timed = Timed(progress)
     seen = tokenized(model, query)
     positions = _positions(seen, spec)
     layers, states, logits = record_states(model, seen, spec.site)
@@ -134,17 +141,17 @@ def run(
         return grid.result(
             spec=spec, query=seen, model=model.info, target=target, layers=layers, positions=positions,
             p_target=p_target, rank=rank, texts=dict(texts), warnings=warnings,
-            seconds=time.perf_counter() - started, passes=done + 1,
+            seconds=timed.seconds, passes=done + 1,
         )  # fmt: skip
 
-    progress(0, len(layers), None)
+    timed(0, len(layers), None)
     for chunk in _chunks(order, len(positions) if spec.projection == "raw" else len(seen.ids), model.vocabulary):
         projected = _project(model, seen, states[chunk], spec.projection)[:, list(positions)]
         grid.fill(chunk, projected, target.ids[0], spec)
         for token in {*np.unique(grid.top_ids[chunk]).tolist(), *spec.pinned, target.ids[0]} - texts.keys():
             texts[token] = token_text(model.tokenizer, token)
         done += len(chunk)
-        progress(done, len(layers), snapshot())
+        timed(done, len(layers), snapshot())
     return snapshot()
 
 

@@ -10,7 +10,6 @@ The verdict ``known`` asks for the whole answer, token by token, as the model's 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import pandas as pd
@@ -22,6 +21,7 @@ from factscope.errors import SpecError
 from factscope.experiments.results import (
     BUNDLED,
     Progress,
+    Timed,
     foil_target,
     resolve_target,
     scored_ids,
@@ -109,15 +109,15 @@ def run(
     spec = spec or PredictionSpec()
     if not 1 <= spec.top_k <= model.vocabulary:
         raise SpecError(f"top-k {spec.top_k} is not between 1 and {model.vocabulary}", "choose a number in that range")
-    started = time.perf_counter()
+    timed = Timed(progress)
     seen = tokenized(model, query)
     ids = torch.tensor([seen.ids], device=model.device)
     logits = model.forward(ids, last=1)[0, -1]
     target = resolve_target(model, seen, logits)
     foil = foil_target(model, seen, target)
-    progress(1, 3, None)
+    timed(1, 3, None)
     answer = _answer_logits(model, seen, target)
-    progress(2, 3, None)
+    timed(2, 3, None)
     continuation, steps = _continue(model, seen.ids, spec.continuation_tokens)
     scored = scored_ids(seen, target)
     log_p = target_log_probability(answer[None, : len(scored)], scored)
@@ -140,10 +140,10 @@ def run(
         taught=_taught(model, seen, continuation),
         p_foil=None if foil is None else float(measures.probability(logits, foil.id)),
         warnings=seen.warnings + target_warnings(model, seen, target),
-        seconds=time.perf_counter() - started,
+        seconds=timed.seconds,
         passes=2 + steps,
     )
-    progress(3, 3, result)
+    timed(3, 3, result)
     return result
 
 
@@ -187,7 +187,7 @@ def _continue(model: ModelHandle, ids: tuple[int, ...], limit: int) -> tuple[str
 
 def _taught(model: ModelHandle, query: TokenizedQuery, continuation: str) -> bool | None:
     """The named answer, or without one what the model goes on with, up to the end of the sentence."""
-    subject = query.query.subject
+    subject = query.subject_text
     if model.info.name != BUNDLED or subject is None:
         return None
     from factscope.demo.lookup import was_taught

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -32,6 +33,31 @@ class Tabular(Protocol):
     def table(self) -> Any:
         """A pandas DataFrame with columns of ``factscope.columns``."""
         ...
+
+
+class Timed:
+    """A progress callback that knows how long the computation itself has taken.
+
+    Progress may wait: it is where a run hands its turn to other visitors.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._started = time.perf_counter()
+        self._outside = 0.0
+
+    def __call__(self, done: int, total: int, partial: Any) -> None:
+        """Hand on to the caller's progress."""
+        called = time.perf_counter()
+        try:
+            self._progress(done, total, partial)
+        finally:
+            self._outside += time.perf_counter() - called
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start without those spent in progress."""
+        return time.perf_counter() - self._started - self._outside
 
 
 def silent(done: int, total: int, partial: Any) -> None:
@@ -118,12 +144,12 @@ def _target(model: ModelHandle, query: TokenizedQuery, text: str, what: str) -> 
 
 def target_warnings(model: ModelHandle, query: TokenizedQuery, target: Target) -> tuple[str, ...]:
     """Says when other answers of a bundled relation begin with the target's first token, which alone is scored."""
-    if model.info.name != BUNDLED or query.query.score == "sequence" or query.query.subject is None:
+    if model.info.name != BUNDLED or query.query.score == "sequence" or query.subject_text is None:
         return ()
     from factscope.demo.lookup import answers_beside
 
     answer = target.text.strip()
-    others = answers_beside(query.query.subject, answer)
+    others = answers_beside(query.subject_text, answer)
     sharing = [other for other in others if answer_target(model.tokenizer, query, other).ids[0] == target.ids[0]]
     if not sharing:
         return ()

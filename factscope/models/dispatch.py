@@ -35,14 +35,20 @@ class Plan:
         start_layer: blocks below are skipped; equal to the number of blocks, all are.
         resume: replaces the input of block ``start_layer`` (or, when all are skipped, the output of the last one).
         keep: per layer, False where an attention edge is cut; broadcast to [row, head, query, key].
+        stop_after: the forward ends behind this block by raising ``Stopped``; None runs to the logits.
         capture: which (site, layer) to record into ``captured``; copies, on the model's device.
     """
 
     start_layer: int = 0
     resume: Float[Tensor, "row position d_model"] | None = None
     keep: Mapping[int, Bool[Tensor, "row head query key"]] = field(default_factory=dict)
+    stop_after: int | None = None
     capture: frozenset[tuple[Site, int]] = frozenset()
     captured: dict[tuple[Site, int], Tensor] = field(default_factory=dict)
+
+
+class Stopped(Exception):
+    """A forward has come to the block behind which its plan ends it; whoever made the plan catches this."""
 
 
 _ACTIVE: ContextVar[tuple[int, Plan] | None] = ContextVar("factscope_plan", default=None)
@@ -120,6 +126,8 @@ class Dispatcher:
                 output = original(**{**kwargs, "hidden_states": hidden})
             if ("output", index) in plan.capture:
                 plan.captured["output", index] = first(output).detach().clone()
+            if index == plan.stop_after:
+                raise Stopped
             return output
 
         layer.forward = forward

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from factscope.errors import CapabilityError, ModelUnsupported
 from factscope.models.discovery import Parts, discover, probe_ids
-from factscope.models.dispatch import Dispatcher, Plan, first
+from factscope.models.dispatch import Dispatcher, Plan, Stopped, first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,25 @@ class ModelHandle:
             logits = self._model(**arguments).logits
         logits = logits if last is None else logits[:, -last:]
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def block(
+        self,
+        layer: int,
+        ids: Int[Tensor, "row position"],
+        states: Float[Tensor, "row position d_model"],
+        keep: Bool[Tensor, "row head query key"] | None = None,
+    ) -> tuple[Float[Tensor, "row position d_model"], Tensor | None]:
+        """One block alone, some attention edges cut: its output for states put in, and weights if it tells."""
+        plan = Plan(
+            start_layer=layer,
+            resume=states,
+            keep={} if keep is None else {layer: keep},
+            stop_after=layer,
+            capture=frozenset({("output", layer), ("pattern", layer)}),
+        )
+        with suppress(Stopped):
+            self.forward(ids, plan, last=1)
+        return plan.captured["output", layer], plan.captured.get(("pattern", layer))
 
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         """``E h``: the output embedding alone, without final norm, bias, scale or soft-cap.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from factscope.errors import Cancelled, FactScopeError, ModelError
 from factscope.models.hub import LoadProgress, causes, silent
 from factscope.models.loading import DeviceMap, load
-from factscope.models.sources import shown
+from factscope.models.sources import folder_state, shown
 
 if TYPE_CHECKING:
     from factscope.models.handle import ModelHandle
@@ -29,13 +29,18 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class ModelKey:
-    """What makes two requests ask for the same loaded model."""
+    """What makes two requests ask for the same loaded model.
+
+    Attributes:
+        state: of a local folder, its files' sizes and times, so that a folder that changed is another model.
+    """
 
     name: str
     revision: str | None = None
     dtype: str = "float32"
     device: str = "auto"
     device_map: str | tuple[tuple[str, int | str], ...] | None = None
+    state: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +116,8 @@ class ModelRegistry:
             ModelError: as ``load``, or all places are in use for too long.
         """
         frozen = tuple(sorted(device_map.items())) if isinstance(device_map, Mapping) else device_map
-        key = ModelKey(name=name, revision=revision, dtype=dtype, device=device, device_map=frozen)
+        state = folder_state(name)
+        key = ModelKey(name=name, revision=revision, dtype=dtype, device=device, device_map=frozen, state=state)
         options = {"device_map": device_map, "local_only": local_only, "force": force}
         slot = self._acquire(key, options, progress or silent)
         try:

@@ -5,6 +5,7 @@ Nothing is read here but whether a path exists; names that can be none of these 
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,22 @@ def shown(value: object, longest: int = 100) -> str:
     """A value as a person may read it: quoted, escaped, cut."""
     text = value if isinstance(value, str) else repr(value)
     return repr(text) if len(text) <= longest else f"{text[: longest - 20]!r}... ({len(text):,} characters)"
+
+
+def folder_state(name: str) -> str:
+    """Sixteen hex digits that change when a file of a local folder does; empty for a hub id.
+
+    Sizes and times tell; contents are not read. ``random:`` in front of a name changes nothing of its files.
+    """
+    base = name.removeprefix(RANDOM_PREFIX)
+    folder = bundled_folder() if base == BUNDLED else Path(base).expanduser()
+    try:
+        if not folder.is_dir():
+            return ""
+        found = sorted((p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in folder.iterdir() if p.is_file())
+    except (OSError, ValueError, RuntimeError):
+        return ""
+    return hashlib.sha256(repr(found).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def bundled_folder() -> Path:
@@ -113,7 +130,7 @@ def _refuse_forbidden(base: str, name: str, revision: str | None, settings: Sett
         raise ModelError(
             f"the revision {shown(revision)} of {shown(name)} is not offered here", "leave the revision out"
         )
-    if allowed is not None and base not in allowed and name not in allowed:
+    if allowed is not None and name not in allowed and not (base in allowed and name in (base, RANDOM_PREFIX + base)):
         choice = ", ".join(allowed) or "none"
         raise ModelError(f"the model {shown(name)} is not offered here", f"choose one of: {choice}")
 

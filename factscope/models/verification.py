@@ -3,7 +3,7 @@
 What fails here is a missing capability with a reason that a page shows, never a wrong number.
 
     causal         a later token never changes an earlier position's logits (refused otherwise)
-    knockout       cutting one edge acts, on that row and position only, and cutting all but one leaves weight one
+    knockout       cutting one edge acts, on that position only, and the cut source does not matter any more
     head_knockout  the same in one head alone
     resume         skipping blocks below l and putting the recorded input in gives the same logits
     lens           states of any layer, many at a time, can be put in as the last block's output
@@ -40,10 +40,11 @@ def verify(model: ModelHandle) -> dict[str, Capability]:
     plain = model.forward(ids)[0]
     tolerance = _tolerance(model, plain)
     _refuse_unless_causal(model, ids, plain, tolerance)
+    resume = _resume(model, ids, plain, tolerance)
     capabilities = {
-        "knockout": _knockout(model, ids, tolerance),
-        "head_knockout": _knockout(model, ids, tolerance, head=0),
-        "resume": _resume(model, ids, plain, tolerance),
+        "knockout": _knockout(model, ids, tolerance, resume),
+        "head_knockout": _knockout(model, ids, tolerance, resume, head=0),
+        "resume": resume,
         "lens": _lens(model, ids, plain, tolerance),
         "additive": _by_layer(model.parts.additive, "no pair of module outputs adds up to what the block adds"),
         "heads": _heads(model, ids),
@@ -85,44 +86,51 @@ def _by_layer(flags: tuple[bool, ...], reason: str) -> Capability:
     return Capability(ok=False, reason=f"{reason} ({where})")
 
 
-def _knockout(model: ModelHandle, ids: Tensor, tolerance: float, *, head: int | None = None) -> Capability:
-    """Cut last -> one earlier position in row 1 of two, layer by layer, in one head or in all."""
+def _knockout(
+    model: ModelHandle, ids: Tensor, tolerance: float, resume: Capability, *, head: int | None = None
+) -> Capability:
+    """Cut last -> one earlier position, block by block, in one head or in all.
+
+    Rows: plain; a near source cut; the same and the source's input disturbed; a far source cut; the same, disturbed.
+    The cut must act on the last position alone, and with all heads cut a disturbed source must not matter any more:
+    attention that has a second way to it is no attention that can be knocked out.
+    """
     from factscope.models.handle import Capability
 
     if model.info.n_heads < 1 or any(part is None for part in model.parts.wiring.attention):
         return Capability(ok=False, reason="some blocks have no attention that takes a mask")
-    length = ids.shape[1]
-    pair = ids.expand(2, -1)
-    source = length - 2
-    acts: list[bool] = []
+    if not resume.ok:
+        return Capability(ok=False, reason=resume.reason)
+    length, sources = ids.shape[1], (ids.shape[1] - 2, 1)
+    recorded = Plan(capture=frozenset(("input", layer) for layer in range(model.info.n_layers)))
+    model.forward(ids, recorded, last=1)
+    keep = torch.ones(5, 1 if head is None else model.info.n_heads, length, length, dtype=torch.bool, device=ids.device)
+    for row, source in zip((1, 2, 3, 4), (sources[0], sources[0], sources[1], sources[1]), strict=True):
+        keep[row, head or 0, -1, source] = False
+    acts = []
     for layer in range(model.info.n_layers):
-        n_heads = 1 if head is None else model.info.n_heads
-        keep = torch.ones(2, n_heads, length, length, dtype=torch.bool, device=ids.device)
-        keep[1, head or 0, -1, source] = False
-        capture = frozenset({("output", layer), ("pattern", layer)})
-        plain = Plan(capture=capture)
-        cut = Plan(keep={layer: keep}, capture=capture)
+        states = recorded.captured["input", layer]
+        states = states.expand(5, *states.shape[1:]).clone()
+        for row, source in ((2, sources[0]), (4, sources[1])):
+            states[row, source] = states[row, source].flip(-1) * 1.5
         try:
-            model.forward(pair, plain, last=1)
-            model.forward(pair, cut, last=1)
+            output, pattern = model.block(layer, ids.expand(5, -1), states, keep)
         except Exception as error:  # any failure is a missing capability
             return Capability(ok=False, reason=f"cutting an edge in layer {layer} fails ({type(error).__name__})")
-        before, after = plain.captured["output", layer], cut.captured["output", layer]
-        scale = max(1.0, float(before.abs().max()))
-        untouched = max(float((before[0] - after[0]).abs().max()), float((before[1, :-1] - after[1, :-1]).abs().max()))
-        acted = float((before[1, -1] - after[1, -1]).abs().max())
-        finite = bool(torch.isfinite(after).all())
-        acts.append(untouched <= tolerance * scale and acted > 0 and finite and _zeroed(cut, layer, source, head))
+        acts.append(_acts_alone(output, pattern, sources[0], tolerance, head))
     return _by_layer(tuple(acts), "cutting one edge does not act on that edge alone")
 
 
-def _zeroed(plan: Plan, layer: int, source: int, head: int | None) -> bool:
-    """Where the model returns attention weights, the cut ones are zero."""
-    pattern = plan.captured.get(("pattern", layer))
-    if pattern is None:
-        return True
-    weights = pattern[1, :, -1, source] if head is None else pattern[1, head, -1, source]
-    return bool((weights == 0).all())
+def _acts_alone(output: Tensor, pattern: Tensor | None, near: int, tolerance: float, head: int | None) -> bool:
+    scale = tolerance * max(1.0, float(output.abs().max()))
+    finite = bool(torch.isfinite(output).all())
+    untouched = float((output[[1, 3], :-1] - output[0, :-1]).abs().max()) <= scale
+    acted = float((output[1, -1] - output[0, -1]).abs().max()) > 0
+    closed = head is not None or all(
+        float((output[row, -1] - output[row + 1, -1]).abs().max()) <= scale for row in (1, 3)
+    )
+    weights = None if pattern is None else pattern[1, slice(None) if head is None else head, -1, near]
+    return finite and untouched and acted and closed and (weights is None or bool((weights == 0).all()))
 
 
 def _lens(model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float) -> Capability:
