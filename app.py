@@ -1,0 +1,12 @@
+"""The dashboard: ``streamlit run app.py``, or ``factscope serve``."""
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from dashboard import messages, server
+
+app = st.App("dashboard/main.py", lifespan=server.lifespan, on_script_error=messages.on_script_error)

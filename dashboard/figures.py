@@ -1,0 +1,193 @@
+"""From results to figures: picks what of a result is drawn, and says in the caption where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import state
+from dashboard.link import Cursor
+from factscope import charts
+from factscope.charts import Figure
+
+MAX_CELLS = 5000
+BLOCK_NOTE = "layers from 0; emb is the embedding"
+
+
+def theme() -> Any:
+    """The theme that the browser shows."""
+    return "dark" if st.context.theme.type == "dark" else "light"
+
+
+def caption(result: Any, *more: str) -> str:
+    """Model, revision, prompt and parameters, for the figure and its exports."""
+    info, query = result.model, result.query.query
+    who = f"{info.name}@{info.revision}, {info.dtype}, weights {info.weights}"
+    return "\n".join([who, f"{query.prompt} → {result.target.text.strip()}", *more])
+
+
+def scored(result: Any, *, lens: bool = False) -> str:
+    """What the figure's numbers are about: the answer, or its first token where that alone is scored."""
+    target = result.target
+    if target.n_tokens > 1 and (lens or result.query.query.score == "token"):
+        return f"{target.text.strip()} (first token)"
+    return target.text
+
+
+def top_tokens(prediction: Any) -> Figure:
+    """The most probable next tokens, the answer marked."""
+    rows = [(t.rank, t.display, t.probability, t.id == prediction.target.id) for t in prediction.top]
+    table = pd.DataFrame(rows, columns=["rank", "display", "probability", "is_answer"])
+    return charts.top_tokens(table, answer=scored(prediction), theme=theme(), caption=caption(prediction))
+
+
+def answer_over_layers(lens: Any, quantity: Any) -> Figure:
+    """Rank or probability of the answer over layers, at the subject's last token and at the read-out."""
+    values = lens.target_rank.astype(float) if quantity == "rank" else lens.target_probability
+    values = np.where(np.isnan(lens.entropy), np.nan, values)
+    places = {"last (read-out)": lens.query.last}
+    if lens.query.subject is not None:
+        places = {"subject-last": lens.query.subject[1] - 1, **places}
+    rows = [
+        (layer, name, values[i, lens.positions.index(position)])
+        for name, position in places.items()
+        for i, layer in enumerate(lens.layers)
+    ]
+    table = pd.DataFrame(rows, columns=["layer", "series", "value"])
+    return charts.layer_curves(
+        table,
+        quantity=quantity,
+        answer=scored(lens, lens=True),
+        theme=theme(),
+        cursor_layer=_cursor_layer(),
+        caption=caption(lens, f"logit lens, {lens.spec.projection}, {BLOCK_NOTE}"),
+    )
+
+
+def trajectories(lens: Any, position: int, quantity: Any) -> Figure:
+    """The answer and the pinned tokens at one position, over layers."""
+    at = lens.positions.index(position)
+    done = ~np.isnan(lens.entropy[:, at])
+    series = {lens.target.id: (lens.target_rank[:, at], lens.target_probability[:, at])}
+    for i, token in enumerate(lens.spec.pinned):
+        series[token] = (lens.pinned_rank[:, at, i], lens.pinned_probability[:, at, i])
+    rows = []
+    for token, (rank, probability) in series.items():
+        name = lens.texts.get(token, ("", str(token)))[1]
+        values = np.where(done, (rank if quantity == "rank" else probability).astype(float), np.nan)
+        rows += [(layer, name, value) for layer, value in zip(lens.layers, values, strict=True)]
+    where = lens.query.tokens[position]
+    return charts.token_trajectories(
+        pd.DataFrame(rows, columns=["layer", "token", "value"]),
+        quantity=quantity,
+        theme=theme(),
+        position_label=f"token {position} {where.display}",
+        cursor_layer=_cursor_layer(),
+        caption=caption(lens, f"logit lens of {lens.spec.site}, {lens.spec.projection}, {BLOCK_NOTE}"),
+    )
+
+
+def lens_grid(lens: Any, value: Any, transpose: bool) -> Figure:
+    """The grid of tokens by layers."""
+    values = {
+        "top1": lens.top_probability[:, :, 0],
+        "answer": lens.target_probability,
+        "rank": np.where(lens.target_rank > 0, lens.target_rank.astype(float), np.nan),
+        "entropy": lens.entropy,
+    }[value]
+    kept, layers, said = _thinned(len(lens.positions), lens.layers)
+    labels = [
+        [lens.texts.get(int(token), ("", ""))[1] for token in lens.top_ids[kept, j, 0]]
+        for j in range(len(lens.positions))
+    ]
+    tokens = charts.token_rows([lens.query.tokens[p] for p in lens.positions])
+    figure = charts.lens_grid(
+        tokens,
+        layers,
+        values[kept].T,
+        labels,
+        value=value,
+        answer=scored(lens, lens=True),
+        theme=theme(),
+        transpose=transpose,
+        cursor=_cursor(lens.query, lens.layers),
+        caption=caption(lens, f"logit lens of {lens.spec.site}, {lens.spec.projection}, {BLOCK_NOTE}", *said),
+    )
+    return replace(figure, sentence=" ".join([figure.sentence, *said]))
+
+
+def knockout_map(result: Any, measure: Any) -> Figure:
+    """The map of one source token at a time."""
+    values = result.relative_change_percent if measure == "percent" else result.log_odds_change
+    tokens = charts.token_rows(result.query.tokens)
+    kept, layers, said = _thinned(len(tokens), result.layers)
+    figure = charts.knockout_map(
+        tokens,
+        layers,
+        values[:, kept],
+        answer=scored(result),
+        measure=measure,
+        theme=theme(),
+        cursor=_cursor(result.query, result.layers),
+        caption=caption(result, _knockout_words(result), *said),
+    )
+    return replace(figure, sentence=" ".join([figure.sentence, *said]))
+
+
+def _thinned(n_tokens: int, layers: Sequence[int]) -> tuple[list[int], tuple[int, ...], list[str]]:
+    """Which layers are drawn so that a browser can draw them live: their indices, their numbers, and that it is so."""
+    step = -(-n_tokens * len(layers) // MAX_CELLS)
+    if step <= 1:
+        return list(range(len(layers))), tuple(layers), []
+    kept = sorted({*range(0, len(layers), step), len(layers) - 1})
+    return (
+        kept,
+        tuple(layers[i] for i in kept),
+        [f"Drawn: every {step}. layer of {len(layers)}; the table from Python has all."],
+    )
+
+
+def knockout_curve(result: Any, measure: Any) -> Figure:
+    """The curve of named sets, with the random matched control where there is one."""
+    return charts.knockout_curve(
+        result.table(),
+        tokens=charts.token_rows(result.query.tokens),
+        answer=scored(result),
+        measure=measure,
+        theme=theme(),
+        cursor_layer=_cursor_layer(),
+        n_layers=result.model.n_layers,
+        caption=caption(result, _knockout_words(result)),
+    )
+
+
+def _knockout_words(result: Any) -> str:
+    control = f", {result.spec.control} random draws, seed {result.spec.seed}" if result.spec.control else ""
+    return f"attention knockout, all heads, window {result.window}{control}"
+
+
+def _cursor(query: Any, layers: Sequence[int]) -> tuple[int, int] | None:
+    found = cursor_in(query, layers)
+    return None if found is None else (found.layer, found.position)
+
+
+def cursor_in(query: Any, layers: Sequence[int]) -> Cursor | None:
+    """The cursor, if its cell exists in a grid of this prompt and these layers."""
+    cursor = state.view().cursor
+    inside = cursor is not None and cursor.position < len(query.ids) and cursor.layer in layers
+    return cursor if inside else None
+
+
+def cursor_or_end(query: Any, layers: Sequence[int]) -> Cursor:
+    """The cursor, or where it starts: the read-out at the last layer."""
+    return cursor_in(query, layers) or Cursor(position=query.last, layer=layers[-1])
+
+
+def _cursor_layer() -> int | None:
+    cursor = state.view().cursor
+    return None if cursor is None else cursor.layer

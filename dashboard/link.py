@@ -1,0 +1,285 @@
+"""What a page address holds: the fact, the model, the cursor and the parameters of each page. Plain Python.
+
+One value, ``View``, is everything that a link restores. ``to_params`` leaves out what has its default, so the address
+of the home example is just "/". ``parse`` takes an address that anybody may have written: each value that cannot be
+used is replaced by its default and gives one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from factscope.errors import LinkError
+from factscope.queries import Bos, Query, Score
+
+Measure = Literal["percent", "log_odds"]
+Site = Literal["block", "mlp", "attention"]
+Projection = Literal["normed", "raw"]
+CellValue = Literal["top1", "answer", "rank", "entropy"]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+
+HOME = Query(prompt="The Eiffel Tower is located in the city of", subject="Eiffel Tower", answer="Paris")
+MAX_PROMPT = 2000
+MAX_NAME = 200
+MAX_ADDRESS = 8000
+MAX_EDGES = 8
+MAX_PINNED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which model is asked: arguments of ``factscope.load``."""
+
+    name: str = "bundled"
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """The cell that all pages point at; layer -1 is the embedding."""
+
+    position: int
+    layer: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowChoice:
+    """Parameters of the Flow page; ``window`` None is the default for the model's depth."""
+
+    sources: tuple[str, ...] = ("subject", "relation", "last")
+    window: int | None = None
+    measure: Measure = "percent"
+    control: int = 5
+    seed: int = 1
+    edges: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensChoice:
+    """Parameters of the Lens page; ``pinned`` are token ids."""
+
+    site: Site = "block"
+    projection: Projection = "normed"
+    value: CellValue = "top1"
+    transpose: bool = False
+    pinned: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Everything that a link restores, but for the page, which is the path."""
+
+    fact: Query = HOME
+    model: ModelChoice = field(default_factory=ModelChoice)
+    cursor: Cursor | None = None
+    flow: FlowChoice = field(default_factory=FlowChoice)
+    lens: LensChoice = field(default_factory=LensChoice)
+
+
+Params = dict[str, list[str]]
+
+
+def to_params(view: View) -> Params:
+    """The address's parameters, without those that have their default."""
+    fact, model, flow, lens = view.fact, view.model, view.flow, view.lens
+    home = fact == HOME
+    entries: list[tuple[str, object, object]] = [
+        ("prompt", fact.prompt, fact.prompt if home else None),
+        ("subject", fact.subject, fact.subject if home else None),
+        ("answer", fact.answer, fact.answer if home else None),
+        ("foil", fact.foil, None),
+        ("occurrence", fact.occurrence, None),
+        ("span", None if fact.span is None else f"{fact.span[0]}-{fact.span[1]}", None),
+        ("bos", fact.bos, "auto"),
+        ("score", fact.score, "token"),
+        ("model", model.name, "bundled"),
+        ("revision", model.revision, None),
+        ("dtype", model.dtype, "float32"),
+        ("device", model.device, "auto"),
+        ("cell", None if view.cursor is None else f"{view.cursor.position}.{view.cursor.layer}", None),
+        ("sources", ",".join(flow.sources), ",".join(FlowChoice().sources)),
+        ("window", flow.window, None),
+        ("measure", flow.measure, "percent"),
+        ("control", flow.control, FlowChoice().control),
+        ("seed", flow.seed, 1),
+        ("site", lens.site, "block"),
+        ("projection", lens.projection, "normed"),
+        ("value", lens.value, "top1"),
+        ("transpose", int(lens.transpose), 0),
+    ]
+    params = {name: [str(value)] for name, value, default in entries if value is not None and value != default}
+    if flow.edges:
+        params["edge"] = list(flow.edges)
+    if lens.pinned:
+        params["pin"] = [str(token) for token in lens.pinned]
+    return params
+
+
+def parse(params: Mapping[str, Sequence[str]]) -> tuple[View, list[LinkError]]:
+    """Read an address.
+
+    Returns:
+        The view, and one error for each value that cannot be used, in the order of the address's own fields.
+    """
+    if sum(len(name) + sum(map(len, values)) for name, values in params.items()) > MAX_ADDRESS:
+        return View(), [LinkError(f"the page address is longer than {MAX_ADDRESS:,} characters", "open a shorter link")]
+    reader = _Reader(params)
+    flow, lens = FlowChoice(), LensChoice()
+    view = View(
+        fact=_fact(reader),
+        model=ModelChoice(
+            name=reader.text("model", 1024) or "bundled",
+            revision=reader.text("revision", MAX_NAME),
+            dtype=reader.choice("dtype", get_args(Dtype), "float32"),
+            device=reader.text("device", 40) or "auto",
+        ),
+        cursor=reader.read("cell", _cell, None, "POSITION.LAYER, for instance 4.2"),
+        flow=FlowChoice(
+            sources=reader.read("sources", _names, flow.sources, "sets such as subject,relation,last or positions 3-5"),
+            window=reader.number("window", 1, 999, None),
+            measure=reader.choice("measure", get_args(Measure), "percent"),
+            control=reader.number("control", 0, 50, flow.control),
+            seed=reader.number("seed", 0, 2**32 - 1, 1),
+            edges=reader.texts("edge", MAX_EDGES, 120),
+        ),
+        lens=LensChoice(
+            site=reader.choice("site", get_args(Site), "block"),
+            projection=reader.choice("projection", get_args(Projection), "normed"),
+            value=reader.choice("value", get_args(CellValue), "top1"),
+            transpose=reader.number("transpose", 0, 1, 0) == 1,
+            pinned=tuple(dict.fromkeys(reader.numbers("pin", MAX_PINNED, 10_000_000))) or lens.pinned,
+        ),
+    )
+    return view, reader.errors
+
+
+def _fact(reader: _Reader) -> Query:
+    prompt = reader.text("prompt", MAX_PROMPT)
+    if prompt is None:
+        for name in ("subject", "answer", "occurrence"):
+            value = reader.text(name, MAX_NAME)
+            if value is not None:
+                reader.refuse(name, value, "but has no prompt that can be used", "add prompt=")
+        return replace(
+            HOME,
+            foil=reader.text("foil", MAX_NAME),
+            bos=reader.choice("bos", get_args(Bos), "auto"),
+            score=reader.choice("score", get_args(Score), "token"),
+            span=reader.read("span", _span, None, "START-STOP in tokens, for instance 1-6"),
+        )
+    return Query(
+        prompt=prompt,
+        subject=reader.text("subject", MAX_NAME),
+        answer=reader.text("answer", MAX_NAME),
+        foil=reader.text("foil", MAX_NAME),
+        occurrence=reader.number("occurrence", 1, 999, None),
+        span=reader.read("span", _span, None, "START-STOP in tokens, for instance 1-6"),
+        bos=reader.choice("bos", get_args(Bos), "auto"),
+        score=reader.choice("score", get_args(Score), "token"),
+    )
+
+
+class _Reader:
+    """Reads single values, and collects what cannot be used."""
+
+    def __init__(self, params: Mapping[str, Sequence[str]]) -> None:
+        self._params = params
+        self.errors: list[LinkError] = []
+
+    def refuse(self, name: str, value: str, why: str, instead: str) -> None:
+        shown = repr(value if len(value) <= 60 else value[:57] + "...")
+        self.errors.append(LinkError(f"the address says {name}={shown}, {why}", instead))
+
+    def text(self, name: str, longest: int) -> str | None:
+        found = self.texts(name, 1, longest)
+        return found[0] if found else None
+
+    def texts(self, name: str, most: int, longest: int) -> tuple[str, ...]:
+        kept = []
+        for value in list(self._params.get(name, ()))[-most:]:
+            if len(value) > longest:
+                self.refuse(name, value, f"which has {len(value):,} characters", f"use at most {longest:,}")
+            elif any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r" for c in value):
+                self.refuse(name, value, "which holds characters that are not text", "remove them")
+            elif value.strip():
+                kept.append(value)
+        return tuple(kept)
+
+    def choice(self, name: str, options: tuple[Any, ...], default: Any) -> Any:
+        value = self.text(name, 400)
+        if value is None or value in options:
+            return default if value is None else value
+        self.refuse(name, value, "which is not a choice there", f"use {', '.join(map(str, options))}")
+        return default
+
+    def number(self, name: str, low: int, high: int, default: int | None) -> Any:
+        value = self.text(name, 400)
+        if value is None:
+            return default
+        number = _integer(value)
+        if number is not None and low <= number <= high:
+            return number
+        self.refuse(name, value, f"which is not a whole number from {low} to {high}", "correct it or leave it out")
+        return default
+
+    def numbers(self, name: str, most: int, high: int) -> list[int]:
+        found = []
+        for value in self.texts(name, most, 400):
+            number = _integer(value)
+            if number is not None and 0 <= number <= high:
+                found.append(number)
+            else:
+                self.refuse(
+                    name, value, f"which is not a whole number from 0 to {high:,}", "correct it or leave it out"
+                )
+        return found
+
+    def read(self, name: str, read: Callable[[str], Any], default: Any, form: str) -> Any:
+        value = self.text(name, 400)
+        if value is None:
+            return default
+        found = read(value)
+        if found is not None:
+            return found
+        self.refuse(name, value, "which cannot be read", f"write {form}")
+        return default
+
+
+def _integer(text: str) -> int | None:
+    digits = text.strip().removeprefix("-")
+    if not digits.isascii() or not digits.isdecimal() or len(digits) > 12:
+        return None
+    return -int(digits) if text.strip().startswith("-") else int(digits)
+
+
+def _span(text: str) -> tuple[int, int] | None:
+    low, dash, high = text.partition("-")
+    start, stop = _integer(low), _integer(high)
+    return (start, stop) if dash and start is not None and stop is not None and 0 <= start < stop < 10_000 else None
+
+
+def _cell(text: str) -> Cursor | None:
+    left, dot, right = text.partition(".")
+    position, layer = _integer(left), _integer(right)
+    if not dot or position is None or layer is None or not (0 <= position < 10_000 and -1 <= layer < 1000):
+        return None
+    return Cursor(position=position, layer=layer)
+
+
+def _names(text: str) -> tuple[str, ...] | None:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    return names if 1 <= len(names) <= 8 else None
+
+
+def clamp(cursor: Cursor | None, n_positions: int, layers: Sequence[int]) -> Cursor | None:
+    """The cursor moved into a grid, since a link may point outside; None for no cursor or no grid."""
+    if cursor is None or n_positions < 1 or not layers:
+        return None
+    layer = min(layers, key=lambda known: (math.fabs(known - cursor.layer), known))
+    return Cursor(position=min(cursor.position, n_positions - 1), layer=layer)

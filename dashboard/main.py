@@ -1,0 +1,34 @@
+"""The script behind ``app.py``: navigation, and the frame that all pages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from dashboard import fact_line, messages, runs, state
+
+_HERE = Path(__file__).parent
+
+st.set_page_config(
+    page_title="FactScope",
+    page_icon=str(_HERE / "icon.svg"),
+    layout="wide",
+    initial_sidebar_state="collapsed",
+)
+st.logo(str(_HERE / "logo.svg"), size="medium")
+st.html(_HERE / "style.css")
+
+page = st.navigation(
+    [
+        st.Page("../pages/fact.py", title="Fact", icon=":material/quiz:", default=True),
+        st.Page("../pages/flow.py", title="Flow", icon=":material/conversion_path:", url_path="flow"),
+        st.Page("../pages/lens.py", title="Lens", icon=":material/frame_inspect:", url_path="lens"),
+    ],
+    position="top",
+)
+runs.begin()
+with messages.caught():
+    fact_line.show()
+page.run()
+state.write_link()

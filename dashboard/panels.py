@@ -1,0 +1,343 @@
+"""What stands around a figure: the run bar, the figure with its alternatives and exports, the detail of one cell."""
+
+from __future__ import annotations
+
+import copy
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboard import figures, help, messages, parts, requests, runs, state
+from dashboard.executor import Snapshot
+from dashboard.runs import Kind
+from factscope.charts import Figure
+from factscope.queries import Query
+
+EDGE_BUILDER = "edge-builder"
+_POINTS = 4000
+_NARROW = 75
+_ROW, _FITTED = 19, 24
+
+
+def prediction() -> Any | None:
+    """What the model predicts for the session's fact; while that is under way, how far it is and None."""
+    found = runs.reading().snapshot
+    if found.state in ("waiting", "running"):
+        doing = (
+            f"{found.ahead} other runs go first."
+            if found.ahead
+            else found.stage or "A model that is not in memory is loaded first."
+        )
+        parts.note("plain", [f"Asking {state.view().model.name} … {doing}"], key="asking")
+    elif found.state == "cancelled":
+        st.button("Ask again", on_click=runs.again, args=["reading"])
+    return found.result if found.state == "done" else None
+
+
+def heading(text: str, method: str) -> Any:
+    """A figure's heading with its help card; gives the line, where the run bar goes."""
+    line = st.container(
+        horizontal=True, vertical_alignment="center", gap="small", height="content", key=f"head-{_slug(text)}"
+    )
+    with line:
+        st.markdown(f"**{text}**", width="content")
+        help.card(method, _slug(text))
+    return line
+
+
+def _slug(text: str) -> str:
+    return re.sub("[^a-z]+", "-", text.lower())
+
+
+def run(line: Any, slot: str, kind: Kind, query: Query, spec: Any, passes: int, prediction: Any) -> Snapshot | None:
+    """A run and its bar in a heading's line: cost before the click, progress with Cancel, what was kept.
+
+    Returns:
+        What there is of the run; None while it waits for the click.
+    """
+    key = runs.key_of(kind, query, spec)
+    cost = runs.cost(kind, prediction, passes)
+    if cost.asks and not runs.was_started(key) and runs.peek(slot, kind, query, spec) is None:
+        runs.release(slot)
+        with line:
+            st.button(
+                "Run", key=f"run-{slot}", icon=":material/play_arrow:", type="primary", on_click=runs.start, args=[key]
+            )
+            st.caption(cost.words(), width="content")
+        return None
+    found = runs.request(slot, kind, query, spec)
+    with line:
+        _bar(slot, found)
+    if found.state == "failed" and found.error is not None:
+        messages.show_error(found.error)
+        st.button("Try again", key=f"again-{slot}", on_click=runs.again, args=[slot])
+    return found
+
+
+def _bar(slot: str, found: Snapshot) -> None:
+    """Progress with time left and queue place, and Cancel; or that it was cancelled."""
+    if found.state in ("waiting", "running"):
+        st.progress(found.done / found.total if found.total else 0.0, text=progress_words(found), width="stretch")
+        st.button("Cancel", key=f"cancel-{slot}", on_click=runs.cancel, args=[slot], type="tertiary")
+    elif found.state == "cancelled":
+        kept = f"Cancelled at {found.done:,} of {found.total:,}" if found.total else "Cancelled before it began"
+        st.markdown(
+            f":orange[{kept}{': the figure is partial.' if found.partial is not None else '.'}]", width="content"
+        )
+        st.button("Run again", key=f"again-{slot}", on_click=runs.again, args=[slot], type="tertiary")
+
+
+def progress_words(found: Snapshot) -> str:
+    """How far a run is: "37 of 96, 4 s left"."""
+    if found.state == "waiting":
+        return f"waiting, {found.ahead} before this one" if found.ahead else "starting"
+    left = "" if found.seconds_left is None else f", {runs.duration(found.seconds_left)} left"
+    queue = f", shared with {found.ahead} other runs" if found.ahead else ""
+    return f"{found.done:,} of {found.total:,}{left}{queue}"
+
+
+def figure(
+    shown: Figure,
+    *,
+    name: str,
+    found: Snapshot,
+    code: str,
+    height: int | None = None,
+    legend: int = 90,
+    point: bool = True,
+) -> None:
+    """A figure with its sentence, table, exports and Python lines. A click on a cell moves the cursor.
+
+    Args:
+        name: of the figure on its page; with the run's key it keys the chart.
+        height: in pixels where the page needs another than the figure's own.
+        legend: characters in a line of the legend's title.
+        point: whether a click moves the cursor.
+    """
+    spec = copy.deepcopy(shown.spec)
+    if height is not None:
+        spec["height"] = height
+    spec["padding"] = {"left": 4, "top": 0, "right": 4, "bottom": 2}
+    _wrap_legends(spec, legend)
+    spec["usermeta"] = {"embedOptions": {"renderer": _renderer(len(shown.data))}}
+    key = f"chart-{name}-{found.key[:10]}"
+    runs.drawn(len(shown.data))
+    if point:
+        st.vega_lite_chart(
+            shown.data, spec, theme=None, key=key, on_select=lambda: _point(key), selection_mode=["cell"]
+        )
+    else:
+        with st.container(key=key):
+            st.vega_lite_chart(shown.data, spec, theme=None)
+    with st.container(horizontal=True, vertical_alignment="top", gap="small", key=f"about-{name}"):
+        parts.note("quiet", [shown.sentence], key=f"sentence-{name}")
+        _export(shown, name, code, complete=found.finished)
+
+
+def _wrap_legends(spec: dict[str, Any], width: int) -> None:
+    """Break the titles of legends into lines, since a narrow figure would cut them."""
+    for layer in spec.get("layer", []):
+        legend = layer.get("encoding", {}).get("color", {}).get("legend")
+        if legend and legend.get("title"):
+            given = legend["title"] if isinstance(legend["title"], list) else [legend["title"]]
+            legend["title"] = [part for line in given for part in textwrap.wrap(line, width)]
+            legend["titleFontSize"] = 11
+        elif legend and width < _NARROW:
+            legend["columns"] = 2
+
+
+def rows_height(n_tokens: int) -> int | None:
+    """Height of a heatmap that fits the first screen; None leaves long prompts their own."""
+    return _ROW * n_tokens if 2 <= n_tokens <= _FITTED else None
+
+
+def _renderer(marks: int) -> str:
+    from factscope.settings import get_settings
+
+    return "canvas" if marks > _POINTS else get_settings().renderer
+
+
+def _point(key: str) -> None:
+    """The callback of a click: the cell's layer, and its position where the figure has positions."""
+    chosen = st.session_state.get(key)
+    points = [p for p in getattr(chosen, "selection", {}).get("cell", []) if isinstance(p, dict)]
+    if not points or not isinstance(points[-1].get("layer"), int | float):
+        return
+    layer = int(points[-1]["layer"])
+    position = points[-1].get("position")
+    cursor = state.view().cursor
+    if isinstance(position, int | float):
+        state.point_at(int(position), layer)
+    elif cursor is not None:
+        state.point_at(cursor.position, layer)
+    else:
+        st.session_state["point-at-last"] = layer
+
+
+def _export(shown: Figure, name: str, code: str, *, complete: bool) -> None:
+    drawer = st.popover(
+        "",
+        icon=":material/download:",
+        type="tertiary",
+        key=f"export-{name}",
+        on_change="rerun",
+        help="Table, SVG, PNG, CSV, Python",
+    )
+    if not drawer.open:
+        return
+    with drawer:
+        _downloads(shown, name)
+        if not complete:
+            st.caption("The run has not finished: these are the cells so far.")
+        parts.note("plain", [shown.sentence], key=f"alternative-{name}")
+        parts.note("quiet", shown.caption.splitlines(), key=f"caption-{name}")
+        st.dataframe(shown.alt_table, hide_index=True, height=220)
+        st.caption("The same from Python:")
+        st.code(code, language="python")
+
+
+def _downloads(shown: Figure, name: str) -> None:
+    from factscope.charts import export
+
+    forms: list[tuple[str, str, Callable[[Figure], bytes]]] = [
+        ("SVG", "image/svg+xml", export.svg),
+        ("PNG", "image/png", export.png),
+        ("CSV", "text/csv", export.csv),
+    ]
+    with st.container(horizontal=True):
+        for form, mime, write in forms:
+            st.download_button(
+                form,
+                data=lambda write=write: write(shown),
+                file_name=f"factscope-{name}.{form.lower()}",
+                mime=mime,
+                on_click="ignore",
+                key=f"download-{name}-{form}",
+            )
+
+
+def python_lines(query: Query, spec: Any, function: str, *, draw: str = "") -> str:
+    """The same computation with the public interface."""
+    spec_name = type(spec).__name__
+    choice = state.view().model
+    options = [repr(choice.name)]
+    options += [f"revision={choice.revision!r}"] if choice.revision else []
+    options += [f"dtype={choice.dtype!r}"] if choice.dtype != "float32" else []
+    options += ['device_map="auto"'] if choice.device == runs.SPREAD else []
+    options += [f"device={choice.device!r}"] if choice.device not in ("auto", runs.SPREAD) else []
+    lines = [
+        f"from factscope import load, Query, {function}, {spec_name}",
+        "",
+        f"model = load({', '.join(options)})",
+        f"query = {_short(query)}",
+        f"result = {function}(model, query, {_short(spec)})",
+        "result.table()",
+    ]
+    return "\n".join([*lines, draw] if draw else lines)
+
+
+def _short(value: Any) -> str:
+    """A dataclass as a call with the fields that differ from their defaults."""
+    import dataclasses
+
+    kept = []
+    for field in dataclasses.fields(value):
+        given = getattr(value, field.name)
+        if field.default is dataclasses.MISSING or given != field.default:
+            kept.append(f"{field.name}={given!r}")
+    return f"{type(value).__name__}({', '.join(kept)})"
+
+
+def detail(lens: Any | None, *, map_result: Any | None = None) -> None:
+    """The cell under the cursor: its token and layer, its ten most probable tokens, the answer's p and rank."""
+    if lens is None:
+        parts.note("quiet", ["The cell's tokens come with the first layers."], key="detail-none")
+        return
+    late = st.session_state.pop("point-at-last", None)
+    if late is not None:
+        state.point_at(lens.query.last, late)
+    cursor = figures.cursor_or_end(lens.query, lens.layers)
+    _steer(lens, cursor)
+    i, j = lens.layers.index(cursor.layer), lens.positions.index(cursor.position)
+    token = lens.query.tokens[cursor.position]
+    layer = "embedding" if cursor.layer < 0 else f"layer {cursor.layer}"
+    if np.isnan(lens.entropy[i, j]):
+        parts.note("plain", [f"{token.display}  at {layer}", "not computed yet"], strong=True, key="detail-head")
+        return
+    answer = figures.scored(lens, lens=True).strip()
+    facts = [
+        f"p({answer}) = {lens.target_probability[i, j]:.3g}, rank {lens.target_rank[i, j]:,}",
+        f"entropy {lens.entropy[i, j]:.2f} nats",
+    ]
+    facts += _effect(map_result, cursor)
+    parts.note("plain", [f"{token.display}  at {layer}", *facts], strong=True, key="detail-head")
+    rows = [
+        (k + 1, lens.texts[int(t)][1], float(p))
+        for k, (t, p) in enumerate(zip(lens.top_ids[i, j], lens.top_probability[i, j], strict=True))
+    ]
+    st.dataframe(
+        pd.DataFrame(rows, columns=["rank", "token", "p"]),
+        hide_index=True,
+        height=36 + 24 * len(rows),
+        row_height=24,
+        key="detail-top",
+        column_config={
+            "rank": st.column_config.NumberColumn("#", width=28, help=help.definition("rank")),
+            "token": st.column_config.TextColumn("token", width=84, help=help.definition("text")),
+            "p": st.column_config.ProgressColumn(
+                "p", width=108, min_value=0, max_value=1, format="%.3f", help=help.definition("probability")
+            ),
+        },
+    )
+    _block_edges(lens, cursor)
+
+
+def _effect(map_result: Any | None, cursor: Any) -> list[str]:
+    if map_result is None or cursor.layer not in map_result.layers or cursor.position >= len(map_result.sources):
+        return []
+    i, j = cursor.position, map_result.layers.index(cursor.layer)
+    p = map_result.p_knockout[i, j]
+    if np.isnan(p):
+        return []
+    change = map_result.relative_change_percent[i, j]
+    return [f"blocked around this layer: p {map_result.p_base:.3g} → {p:.3g} ({change:+.0f}%)"]
+
+
+def _block_edges(lens: Any, cursor: Any) -> None:
+    """Go to the edge builder with the edges from the read-out to this cell's token, around its layer, filled in."""
+    if not st.button("Block edges from here", icon=":material/content_cut:", width="stretch", key="block-edges"):
+        return
+    st.session_state[EDGE_BUILDER] = True
+    state.choose("flow", edges=(requests.edge_from(cursor, state.view().flow, lens.model.n_layers),))
+    st.switch_page("../pages/flow.py")
+
+
+def _steer(lens: Any, shown: Any) -> None:
+    """Token and layer as numbers: the cursor by keyboard."""
+    left, right = st.columns(2, gap="small")
+    last_layer = lens.layers[-1]
+    left.number_input(
+        "Token",
+        0,
+        lens.query.last,
+        shown.position,
+        key=state.seed("cursor-position", shown.position),
+        on_change=_steered,
+    )
+    right.number_input(
+        "Layer",
+        lens.layers[0],
+        last_layer,
+        shown.layer,
+        key=state.seed("cursor-layer", shown.layer),
+        on_change=_steered,
+    )
+
+
+def _steered() -> None:
+    state.point_at(int(st.session_state["cursor-position"]), int(st.session_state["cursor-layer"]))

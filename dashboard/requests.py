@@ -1,0 +1,114 @@
+"""What the pages ask of the experiments: one place, since the stored home example must answer exactly these."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from dashboard.link import HOME, Cursor, FlowChoice, LensChoice
+from factscope.experiments.attention_knockout import KnockoutSpec
+from factscope.experiments.logit_lens import LensSpec
+from factscope.experiments.prediction import PredictionSpec
+from factscope.queries import Query
+
+MAX_OWN = 4
+MAX_WORDINGS = 12
+
+
+def prediction() -> PredictionSpec:
+    """The fact line and the Fact page."""
+    return PredictionSpec()
+
+
+def wording() -> PredictionSpec:
+    """One paraphrase: probability and rank of the answer, no continuation."""
+    return PredictionSpec(top_k=1, continuation_tokens=0)
+
+
+def lens(choice: LensChoice | None = None) -> LensSpec:
+    """The Lens page; with the defaults also the curve of the Fact page and the detail of a cell."""
+    choice = choice or LensChoice()
+    return LensSpec(site=choice.site, projection=choice.projection, pinned=choice.pinned)
+
+
+def curve(choice: FlowChoice) -> KnockoutSpec:
+    """The knockout curve with its random matched control."""
+    return KnockoutSpec(sources=choice.sources, window=choice.window, control=choice.control, seed=choice.seed)
+
+
+def without_subject(choice: FlowChoice, found: Any) -> FlowChoice:
+    """The choice as it can be asked of a prompt without a subject: no subject's sets, no control matched to them."""
+    others = tuple(name for name in choice.sources if not name.startswith("subject"))
+    if found.query.subject is not None or not others:
+        return choice
+    return replace(choice, sources=others, control=0)
+
+
+def knockout_map(choice: FlowChoice) -> KnockoutSpec:
+    """The map of one source token at a time."""
+    return KnockoutSpec(sources=("each",), window=choice.window)
+
+
+def edges(choice: FlowChoice) -> KnockoutSpec:
+    """The edge builder's run."""
+    return KnockoutSpec(sources=(), edges=choice.edges)
+
+
+def lens_passes(found: Any) -> int:
+    """Projections of a lens run: one a layer, and the embedding."""
+    return found.model.n_layers + 1
+
+
+def curve_passes(found: Any, choice: FlowChoice) -> int:
+    """Interventions of the curve."""
+    return (len(choice.sources) + choice.control) * found.model.n_layers
+
+
+def map_passes(found: Any) -> int:
+    """Interventions of the map."""
+    return len(found.query.ids) * found.model.n_layers
+
+
+def home(wordings: tuple[str, ...] = ()) -> list[tuple[str, Query, Any]]:
+    """Every (experiment, query, spec) that the home example needs on all pages with their default parameters.
+
+    Args:
+        wordings: the home fact's paraphrases.
+    """
+    flow = FlowChoice()
+    asked: list[tuple[str, Query, Any]] = [
+        ("prediction", HOME, prediction()),
+        ("logit_lens", HOME, lens()),
+        ("attention_knockout", HOME, curve(flow)),
+        ("attention_knockout", HOME, knockout_map(flow)),
+    ]
+    return asked + [("prediction", Query(prompt=prompt, answer=HOME.answer), wording()) for prompt in wordings]
+
+
+def window(choice: FlowChoice, n_layers: int) -> int:
+    """The window that a run uses."""
+    from factscope.interventions.attention import default_flow_window
+
+    return choice.window if choice.window is not None else default_flow_window(n_layers)
+
+
+def before_after(result: Any) -> list[str]:
+    """What the edge builder's run says, before and after."""
+    p, base = float(result.p_knockout[0, 0]), result.p_base
+    change = f"{100 * (p - base) / base:+.1f}%" if base > 0 else "from 0"
+    answer = result.target.text.strip()
+    if result.target.n_tokens > 1 and result.query.query.score == "token":
+        answer += " (first token)"
+    return [
+        f"p({answer}) {base:.4g} → {p:.4g} ({change})",
+        f"log-odds {result.log_odds_base:+.2f} → {float(result.log_odds[0, 0]):+.2f} nats, cut in {result.window}"
+        + (" layer." if result.window == 1 else " layers."),
+    ]
+
+
+def edge_from(cursor: Cursor, choice: FlowChoice, n_layers: int) -> str:
+    """The edge that forbids the read-out to read the cursor's token around the cursor's layer."""
+    from factscope.interventions.attention import window as layers_around
+
+    layers = layers_around(max(0, cursor.layer), window(choice, n_layers), n_layers)
+    return f"last:{cursor.position}:{layers[0]}-{layers[-1]}"

@@ -1,0 +1,96 @@
+"""The session's view, in one place: what the link said at first, what the widgets changed since, the link again.
+
+The view is the truth. A widget shows a field of it (its default is the field's value, and ``seed`` moves a widget that
+already stands on the page) and changes it in its callback. The address is written after every run and read only when a
+session starts, so that going to another page, a reload and a link in another browser all find the same fact, parameters
+and cursor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import streamlit as st
+
+from dashboard.link import Cursor, Params, View, parse, to_params
+from factscope.errors import LinkError
+from factscope.queries import Query
+
+_RESEND_SECONDS = 1.5
+_VIEW, _PROBLEMS = "factscope-view", "factscope-link-problems"
+
+
+def view() -> View:
+    """This session's view; read from the address when the session starts."""
+    if _VIEW not in st.session_state:
+        found, problems = parse(_address())
+        st.session_state[_VIEW] = found
+        st.session_state[_PROBLEMS] = problems
+    return st.session_state[_VIEW]
+
+
+def link_problems() -> list[LinkError]:
+    """What of the address could not be used; empty once the user has changed something."""
+    view()
+    return st.session_state.get(_PROBLEMS, [])
+
+
+def change(**fields: Any) -> None:
+    """Replace fields of the view."""
+    st.session_state[_VIEW] = replace(view(), **fields)
+    st.session_state[_PROBLEMS] = []
+
+
+def ask(fact: Query) -> None:
+    """Ask another fact. The cursor stays where it is unless the prompt is another."""
+    change(fact=fact, cursor=view().cursor if fact.prompt == view().fact.prompt else None)
+
+
+def choose(page: str, **fields: Any) -> None:
+    """Change parameters of one page: ``choose("flow", window=5)``."""
+    change(**{page: replace(getattr(view(), page), **fields)})
+
+
+def point_at(position: int, layer: int) -> None:
+    """Move the cursor."""
+    change(cursor=Cursor(position=position, layer=layer))
+
+
+def seed(key: str, value: Any) -> str:
+    """Make the widget of a key, if it stands on the page already, show a value; gives the key back.
+
+    The new value is sent for a moment, not once: where two runs of the script follow each other at once, the browser
+    draws only the second, and would miss a value that only the first sent.
+    """
+    sent = f"{key} sent"
+    if key in st.session_state:
+        if st.session_state[key] != value:
+            st.session_state[sent] = time.monotonic()
+        if time.monotonic() - st.session_state.get(sent, -_RESEND_SECONDS) < _RESEND_SECONDS:
+            st.session_state[key] = value
+    return key
+
+
+def on_change(
+    key: str, page: str, name: str, convert: Callable[[Any], Any] = lambda value: value
+) -> Callable[[], None]:
+    """A callback that writes a widget's value into one parameter of a page."""
+
+    def write() -> None:
+        choose(page, **{name: convert(st.session_state[key])})
+
+    return write
+
+
+def write_link() -> None:
+    """Put the view into the address if it is not there yet."""
+    wanted = to_params(view())
+    if _address() != wanted:
+        st.query_params.from_dict(wanted)
+
+
+def _address() -> Params:
+    return {name: st.query_params.get_all(name) for name in st.query_params}

@@ -1,0 +1,132 @@
+"""Does the model know it? First choices, paraphrases, and when the answer comes up over the layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import figures, help, messages, panels, parts, picker, requests, runs, state
+from factscope.queries import Query
+
+
+def draw() -> None:
+    prediction = panels.prediction()
+    if prediction is None:
+        return
+    first, second, third = st.columns([0.27, 0.34, 0.39], gap="medium")
+    with first, messages.caught():
+        _first_choices(prediction)
+    with second, messages.caught():
+        _over_layers(prediction)
+    with third, messages.caught():
+        _paraphrases(prediction)
+    with messages.caught():
+        _examples()
+
+
+def _first_choices(prediction: Any) -> None:
+    panels.heading("What comes next", "prediction")
+    code = panels.python_lines(prediction.query.query, prediction.spec, "predict")
+    panels.figure(figures.top_tokens(prediction), name="top", found=runs.reading().snapshot, code=code, point=False)
+
+
+def _over_layers(prediction: Any) -> None:
+    line = panels.heading("When the answer comes up", "layers")
+    query, spec = prediction.query.query, requests.lens()
+    found = panels.run(line, "lens-block", "logit_lens", query, spec, requests.lens_passes(prediction), prediction)
+    if found is None or found.value is None:
+        return
+    quantity = st.segmented_control(
+        "Quantity",
+        ["probability", "rank"],
+        default="probability",
+        key="fact-quantity",
+        label_visibility="collapsed",
+        persist_state="session",
+    )
+    shown = figures.answer_over_layers(found.value, quantity or "probability")
+    panels.figure(shown, name="layers", found=found, code=panels.python_lines(query, spec, "logit_lens"), height=196)
+
+
+def _paraphrases(prediction: Any) -> None:
+    panels.heading("The same fact in other words", "prediction")
+    fact = state.view().fact
+    answer = prediction.target.text.strip()
+    wordings = (picker.paraphrases(fact) + _own_wordings())[: requests.MAX_WORDINGS]
+    spaced = fact.answer is not None or prediction.target.text[:1].isspace()
+    rows = []
+    for i, prompt in enumerate(wordings):
+        asked = Query(prompt=prompt, answer=answer if spaced else None, bos=fact.bos, score=fact.score)
+        found = runs.request(f"paraphrase-{i}", "prediction", asked, requests.wording())
+        rows.append(_row(prompt, found))
+    for i in range(len(wordings), requests.MAX_WORDINGS):
+        runs.release(f"paraphrase-{i}")
+    if rows:
+        _table(rows, answer if spaced else None)
+    else:
+        parts.note("quiet", ["No other wordings are known for this prompt. Add your own:"])
+    with st.popover("Own wordings", icon=":material/add:", type="tertiary"):
+        st.text_area(
+            "One prompt a line, each up to the answer",
+            key="own-wordings",
+            max_chars=2000,
+            persist_state="session",
+            height=120,
+        )
+
+
+def _own_wordings() -> tuple[str, ...]:
+    lines = (line.rstrip() for line in str(st.session_state.get("own-wordings", "")).splitlines())
+    return tuple(dict.fromkeys(line for line in lines if line.strip()))[: requests.MAX_OWN]
+
+
+Row = tuple[str, float | None, int | None, str, bool | None]
+"""Prompt, probability and rank of the answer, the first choice, and whether the whole answer is the first choice."""
+
+
+def _row(prompt: str, found: Any) -> Row:
+    if found.state == "done":
+        result = found.result
+        asked = result.known is not None
+        p, rank = (result.p_target, result.rank) if asked else (None, None)
+        return prompt, p, rank, result.top[0].display, result.known
+    return prompt, None, None, messages.sentence(found.error) if found.error is not None else "…", None
+
+
+def _table(rows: list[Row], answer: str | None) -> None:
+    table = pd.DataFrame([row[:4] for row in rows], columns=["prompt", "p", "rank", "first"])
+    known = [row[4] for row in rows if row[4] is not None]
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=38 + 30 * len(rows),
+        row_height=30,
+        key="paraphrases",
+        column_config={
+            "prompt": st.column_config.TextColumn("prompt", width=270),
+            "p": st.column_config.ProgressColumn(
+                "p", min_value=0, max_value=1, format="%.2f", width=70, help=help.definition("p_target")
+            ),
+            "rank": st.column_config.NumberColumn("rank", width=45, help=help.definition("target_rank")),
+            "first": st.column_config.TextColumn("says", width=75, help="The model's first choice."),
+        },
+    )
+    if answer is not None and known:
+        parts.note("quiet", [f"“{answer}” is the first choice in {sum(known)} of {len(known)} wordings."])
+
+
+def _examples() -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption("Try", width="content")
+        for label, query in picker.FAMOUS.items():
+            st.button(label, key=f"try-{label}", type="tertiary", on_click=_try, args=[query])
+
+
+def _try(query: Query) -> None:
+    state.ask(replace(query, bos=state.view().fact.bos))
+
+
+runs.live(draw)

@@ -1,0 +1,155 @@
+"""Which tokens must be read, and when? Attention knockout: curve, map, edge builder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from dashboard import figures, messages, panels, parts, requests, runs, state
+from dashboard.link import MAX_EDGES
+
+MEASURES = {"percent": "% of p", "log_odds": "log-odds"}
+SETS = ["subject", "relation", "last", "subject-first", "subject-last", "special"]
+
+
+def draw() -> None:
+    prediction = panels.prediction()
+    if prediction is None:
+        return
+    query, choice = prediction.query.query, state.view().flow
+    _controls(prediction)
+    grid = None
+    left, middle, right = st.columns([0.42, 0.36, 0.22], gap="medium")
+    with left, messages.caught():
+        line = panels.heading("One token at a time", "knockout")
+        spec = requests.knockout_map(choice)
+        grid = panels.run(
+            line, "flow-map", "attention_knockout", query, spec, requests.map_passes(prediction), prediction
+        )
+        if grid is not None and grid.value is not None:
+            code = panels.python_lines(query, spec, "attention_knockout")
+            shown, rows = (
+                figures.knockout_map(grid.value, choice.measure),
+                panels.rows_height(len(prediction.query.ids)),
+            )
+            panels.figure(shown, name="map", found=grid, code=code, height=rows, legend=74)
+    with middle, messages.caught():
+        _curve(prediction)
+    with right, messages.caught():
+        _detail(prediction, grid)
+    with messages.caught():
+        _edges(prediction)
+
+
+def _controls(prediction: Any) -> None:
+    choice, layers = state.view().flow, prediction.model.n_layers
+    window, measure, sources, control = st.columns([0.24, 0.18, 0.4, 0.18], gap="medium", vertical_alignment="bottom")
+    with window:
+        size = min(requests.window(choice, layers), layers)
+        st.slider(
+            "Window of layers",
+            1,
+            max(2, layers),
+            size,
+            key=state.seed("flow-window", size),
+            on_change=state.on_change("flow-window", "flow", "window"),
+            help="How many layers around each layer are blocked at once. Default: the odd number nearest to L/5.",
+        )
+    with measure:
+        st.segmented_control(
+            "Change of",
+            list(MEASURES),
+            format_func=MEASURES.__getitem__,
+            default=choice.measure,
+            key=state.seed("flow-measure", choice.measure),
+            on_change=state.on_change("flow-measure", "flow", "measure", lambda value: value or choice.measure),
+            help="Percent of the answer's probability, or log-odds in nats, which do not saturate near p = 1.",
+        )
+    with sources:
+        st.multiselect(
+            "Sets",
+            list(dict.fromkeys([*SETS, *choice.sources])),
+            list(choice.sources),
+            key=state.seed("flow-sources", list(choice.sources)),
+            on_change=state.on_change("flow-sources", "flow", "sources", lambda value: tuple(value) or ("subject",)),
+            accept_new_options=True,
+            max_selections=8,
+            help="Sets of tokens, or positions such as 7 or 3-5; type your own.",
+        )
+    with control:
+        st.number_input(
+            "Random controls",
+            0,
+            50,
+            choice.control,
+            step=1,
+            key=state.seed("flow-control", choice.control),
+            on_change=state.on_change("flow-control", "flow", "control", int),
+            help="Draws of as many random other tokens as the subject has, matched for position 0: the null, a band.",
+        )
+
+
+def _curve(prediction: Any) -> None:
+    query, choice = prediction.query.query, requests.without_subject(state.view().flow, prediction)
+    line, spec = panels.heading("Whole sets of tokens", "knockout"), requests.curve(choice)
+    found = panels.run(
+        line, "flow-curve", "attention_knockout", query, spec, requests.curve_passes(prediction, choice), prediction
+    )
+    if found is None or found.value is None:
+        return
+    shown = figures.knockout_curve(found.value, choice.measure)
+    panels.figure(
+        shown,
+        name="curve",
+        found=found,
+        code=panels.python_lines(query, spec, "attention_knockout"),
+        height=240,
+        legend=60,
+    )
+    messages.show_warnings([w for w in found.value.warnings if w not in prediction.warnings])
+
+
+def _detail(prediction: Any, grid: Any) -> None:
+    line, query = panels.heading("Cell", "lens"), prediction.query.query
+    lens = panels.run(
+        line, "lens-block", "logit_lens", query, requests.lens(), requests.lens_passes(prediction), prediction
+    )
+    panels.detail(None if lens is None else lens.value, map_result=None if grid is None else grid.value)
+
+
+def _edges(prediction: Any) -> None:
+    choice = state.view().flow
+    box = st.expander(
+        "Edge builder: cut any paths together", expanded=bool(choice.edges), key=panels.EDGE_BUILDER, on_change="rerun"
+    )
+    if not box.open:
+        return
+    with box:
+        line = panels.heading("Does this one path matter?", "edges")
+        st.text_area(
+            "One group of edges a line: FROM:TO:LAYERS or FROM:TO:LAYERS:HEADS",
+            max_chars=800,
+            height=100,
+            value="\n".join(choice.edges),
+            key=state.seed("flow-edges", "\n".join(choice.edges)),
+            on_change=_read_edges,
+            placeholder="last:subject:3-6",
+            help="FROM may not read TO. Sets or positions; layers and heads such as 3-6, 2,5 or *. Ctrl+Enter applies.",
+        )
+        if not choice.edges:
+            return
+        query, spec = prediction.query.query, requests.edges(choice)
+        found = panels.run(line, "flow-edges", "attention_knockout", query, spec, 1, prediction)
+        if found is not None and found.state == "done":
+            parts.note("plain", requests.before_after(found.result), strong=True)
+            messages.show_warnings([w for w in found.result.warnings if w not in prediction.warnings])
+            st.code(panels.python_lines(query, spec, "attention_knockout"), language="python")
+
+
+def _read_edges() -> None:
+    lines = [line.strip() for line in str(st.session_state["flow-edges"]).splitlines()]
+    state.choose("flow", edges=tuple(line for line in lines if line)[:MAX_EDGES])
+
+
+runs.live(draw)

@@ -1,0 +1,189 @@
+"""The pages without a browser: what they compute and say, driven by Streamlit's AppTest."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tests.tiny_models import redraw, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = tiny_tokenizer("byte")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_embd=36, n_layer=4, n_head=4, n_positions=96, bos_token_id=0, eos_token_id=1
+        )
+        model = GPT2LMHeadModel(config).eval()
+    redraw(model, 3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def open_page(tiny: str) -> Iterator[Callable[..., AppTest]]:
+    def make(page: str = "fact", **params: str) -> AppTest:
+        at = AppTest.from_file(str(ROOT / "dashboard" / "main.py"), default_timeout=60)
+        for name, value in {"model": tiny, **params}.items():
+            at.query_params[name] = value
+        if page != "fact":
+            at.switch_page(str(ROOT / "pages" / f"{page}.py"))
+        return settle(at.run())
+
+    yield make
+
+
+def settle(at: AppTest) -> AppTest:
+    """Run until nothing is under way: what the fragment's timer does in a browser."""
+    deadline = time.monotonic() + 60
+    while any(state in ("waiting", "running") for state in at.session_state["runs-watched"].values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        at.run()
+    assert not at.exception
+    return at
+
+
+def parts(at: AppTest) -> list[dict[str, Any]]:
+    """The data of our own components on the page."""
+    found = []
+    for element in at.get("bidi_component"):
+        data = element.proto.json or "{}"
+        found.append(json.loads(data))
+    return found
+
+
+def said(at: AppTest) -> str:
+    """Every line of every note."""
+    return "\n".join(line for data in parts(at) for line in data.get("lines", []))
+
+
+def tokens(at: AppTest) -> dict[str, Any]:
+    return next(data for data in parts(at) if "tokens" in data)
+
+
+def test_the_fact_page_shows_tokens_chips_and_a_verdict(open_page: Callable[..., AppTest]) -> None:
+    at = open_page()
+    line = tokens(at)
+    assert line["chips"][0]["text"] == "Paris"
+    assert (
+        "".join(t["text"].replace("·", " ") for t in line["tokens"] if "subject" in t["kind"]).strip() == "Eiffel Tower"
+    )
+    assert line["tokens"][-1]["kind"] == "last"
+    assert "The model does not know this" in said(at)
+
+
+@pytest.mark.parametrize("page", ["flow", "lens"])
+def test_a_deep_link_opens_each_page(open_page: Callable[..., AppTest], page: str) -> None:
+    at = open_page(page, cell="3.2", prompt="The capital of Japan is", subject="Japan", answer="Tokyo")
+    assert at.number_input(key="cursor-position").value == 3
+    assert at.number_input(key="cursor-layer").value == 2
+    assert "at layer 2" in said(at)
+
+
+def test_asking_suggests_the_subject_and_changes_the_fact(open_page: Callable[..., AppTest]) -> None:
+    at = open_page()
+    at.text_input(key="fact-prompt").set_value("The capital of Japan is")
+    at.text_input(key="fact-answer").set_value("Tokyo")
+    settle(at.button(key="FormSubmitter:fact-Ask").click().run())
+    assert at.text_input(key="fact-subject").value == "Japan"
+    assert tokens(at)["chips"][0]["text"] == "Tokyo"
+
+
+def test_a_wrong_subject_is_a_sentence_and_the_tokens_stay(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("flow", prompt="The capital of Japan is", subject="Korea", answer="Tokyo")
+    assert "Korea" in said(at)
+    assert "needs a subject" not in said(at)
+    assert tokens(at)["tokens"]
+    assert not at.exception
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"prompt": "\u0007bell"}, "not text"),
+        ({"prompt": "Japan", "subject": "Japan"}, "Japan"),
+        ({"model": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"model": "no such name!"}, "no such name!"),
+        ({"device": "abacus"}, "abacus"),
+        ({"window": "NaN"}, "window='NaN'"),
+        ({"span": "90-95"}, "90"),
+    ],
+)
+def test_unusable_links_are_sentences(open_page: Callable[..., AppTest], params: dict[str, str], says: str) -> None:
+    at = open_page(**params)
+    assert says in said(at)
+    assert "should not have" not in said(at)
+
+
+def test_hostile_text_reaches_the_page_only_as_data(open_page: Callable[..., AppTest]) -> None:
+    hostile = "<img src=x> $x$ :smile: [a](http://b.c) Japan is"
+    at = open_page("lens", prompt=hostile, subject="Japan", answer="**x**")
+    for element in [*at.markdown, *at.caption]:
+        assert "img" not in element.value
+        assert "http" not in element.value
+    assert any("**x**" in chip["text"] for chip in tokens(at)["chips"])
+
+
+def test_the_edge_builder_says_before_and_after(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("flow", edge="last:subject:0-1")
+    assert "log-odds" in said(at)
+    settle(at.text_area(key="flow-edges").set_value("last:subject:9").run())
+    assert "'9' is not between 0 and 3" in said(at)
+
+
+def test_parameters_survive_other_pages(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("flow", window="2", measure="log_odds")
+    assert at.slider(key="flow-window").value == 2
+    settle(at.switch_page(str(ROOT / "pages" / "lens.py")).run())
+    settle(at.switch_page(str(ROOT / "pages" / "flow.py")).run())
+    assert at.slider(key="flow-window").value == 2
+    assert at.session_state["factscope-view"].flow.measure == "log_odds"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("facts.csv", b"prompt,subject,answer\nThe capital of Peru is,Peru,Lima\n", "1 facts"),
+        ("facts.csv", b"prompt,subject,answer\nThe capital of Peru is,Peru,Lima\nx,,\n", "1 of 2 records gave no fact"),
+        ("facts.csv", b"a,b\n1,2\n", "facts.csv"),
+        ("facts.json", b"{broken", "facts.json"),
+        ("facts.csv", b"\xff\xfe\x00bad", "facts.csv"),
+    ],
+)
+def test_an_uploaded_file_gives_facts_or_a_sentence(
+    open_page: Callable[..., AppTest], name: str, content: bytes, says: str
+) -> None:
+    at = open_page()
+    at.session_state["facts-drawer"] = True
+    at.run()
+    at.file_uploader(key="picker-file").upload(name, content).run()
+    assert says in said(at)
+    assert "should not have" not in said(at)
+    assert not at.exception
+
+
+def test_the_model_drawer_tells_what_a_model_takes_and_supports(open_page: Callable[..., AppTest], tiny: str) -> None:
+    at = open_page()
+    at.session_state["model-drawer"] = True
+    at.run()
+    assert f"In use: {tiny}" in said(at)
+    assert "gpt2, 4 layers" in said(at)
+    at.text_input(key="model-name-folder").set_value("/nowhere/at/all").run()
+    next(b for b in at.button if b.label == "What will it take?").click().run()
+    settle(at)
+    assert "/nowhere/at/all" in said(at)
