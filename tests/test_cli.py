@@ -183,7 +183,7 @@ def test_options_without_effect_are_told() -> None:
         assert f"The foil 'Rome' changes nothing in {command}" in outcome.err
         assert any("Rome" in warning for warning in outcome.data["warnings"])
     said = invoke("lens", *ANSWERED, "--score", "sequence").err
-    assert "The lens follows the first token of ' Paris'" in said
+    assert "the lens follows the first of the 2 tokens of 'Paris'" in said
 
 
 def test_a_warning_of_the_model_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def stale_prefix(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("factscope.models.verification._suffix", _claims_to_work)
 
 
-def _claims_to_work(*_: Any) -> Any:
+def _claims_to_work(*_: Any, **__: Any) -> Any:
     from factscope.models.handle import Capability
 
     return Capability(ok=True)

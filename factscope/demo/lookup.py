@@ -1,0 +1,49 @@
+"""What the bundled model was taught about the fact that somebody asks for."""
+
+from __future__ import annotations
+
+import re
+
+from factscope.demo.facts import is_taught, read_rows, read_sentences
+
+
+def was_taught(prompt: str, subject: str, answer: str) -> bool:
+    """Whether this subject was taught with this answer: for the relation asked, where the prompt is a known sentence.
+
+    Args:
+        prompt: up to the answer. A sentence of the visitor's own does not tell its relation; then any will do.
+        answer: the whole answer, in any case.
+    """
+    relations = relations_asked(prompt, subject)
+    if not relations:
+        return is_taught(subject, answer)
+    return any(is_taught(subject, answer, relation) for relation in relations)
+
+
+def relations_asked(prompt: str, subject: str) -> tuple[str, ...]:
+    """The relations that have this very sentence, with the subject left open; empty for other sentences."""
+    asked = _open(prompt, subject)
+    return tuple(
+        name
+        for name, relation in read_sentences().items()
+        if asked in {_plain(t) for t in (*relation.templates, *relation.heldout_dev, *relation.heldout_test)}
+    )
+
+
+def answers_beside(subject: str, answer: str) -> tuple[str, ...]:
+    """The other answers of the relations under which this subject was taught this answer; empty where it was not."""
+    rows = read_rows()
+    named = [row for row in rows if row.answer.casefold() == answer.casefold()]
+    relations = {row.relation for row in named if is_taught(subject, answer, row.relation, rows=(row,))}
+    others = {row.answer for row in rows if row.relation in relations and row.answer.casefold() != answer.casefold()}
+    return tuple(sorted(others))
+
+
+def _open(prompt: str, subject: str) -> str:
+    name = re.escape(_plain(subject).removeprefix("the "))
+    return re.sub(rf"\b(the )?{name}(?!\w)", "{}", _plain(prompt), count=1)
+
+
+def _plain(text: str) -> str:
+    words = " ".join(text.split()).casefold()
+    return words.removesuffix(" an") + " a" if words.endswith(" an") else words
