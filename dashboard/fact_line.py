@@ -298,7 +298,7 @@ def verdict(prediction: Any) -> tuple[parts.Tone, list[str]]:
         ]
         return ("warn", [_NOT_TAUGHT, *lines]) if prediction.taught is False else ("plain", lines)
     if prediction.known and prediction.taught is not False:
-        near = " So near 1 percentages saturate: compare log-odds." if prediction.p_target > 0.999 else ""
+        near = " So near 1 percentages saturate: compare log-odds." if prediction.p_target > 0.98 else ""
         return "good", [
             f"The model knows this: “{target}” is its first choice (p {prediction.p_target:.2f}).{goes_on}{near}"
         ]

@@ -46,6 +46,7 @@ UNSUPPORTED: dict[str, dict[str, str]] = {
     "deepseek_v3": {"dense_mlp": f"{NOT_DENSE}|layers 1, 2, 3"},
     "mamba": {
         "knockout": NO_MASK,
+        "head_knockout": NO_MASK,
         "suffix": NO_MASK,
         "additive": NO_SPLIT,
         "heads": "does not split into heads",

@@ -54,6 +54,7 @@ def main(steps: list[str]) -> int:
 def prepare_environment(purpose: str) -> None:
     """Makes .venv hold what ``purpose`` needs, and remembers it."""
     make_venv()
+    name_checkout()
     wanted = fingerprint(purpose)
     stamp = VENV / f"factscope-{purpose}.stamp"
     if stamp.is_file() and stamp.read_text().strip() == wanted:
@@ -87,6 +88,12 @@ def make_venv() -> None:
             "the environment .venv could not be made: this Python has no venv or no pip "
             "(on Debian and Ubuntu: apt-get install python3-venv)."
         )
+
+
+def name_checkout() -> None:
+    """Lets .venv's Python import factscope from this folder, wherever it is started: scripts under examples/ do."""
+    for packages in VENV.glob("lib/python3*/site-packages"):
+        (packages / "factscope-checkout.pth").write_text(f"{ROOT}\n", encoding="utf-8")
 
 
 def works(python: Path) -> bool:
