@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
-from factscope.demo.facts import is_taught, read_rows, read_sentences
+from factscope.demo.facts import RelationSentences, TaughtFact, is_taught, read_rows, read_sentences
 
 
 def was_taught(prompt: str, subject: str, answer: str) -> bool:
@@ -16,8 +17,8 @@ def was_taught(prompt: str, subject: str, answer: str) -> bool:
     """
     relations = relations_asked(prompt, subject)
     if not relations:
-        return is_taught(subject, answer)
-    return any(is_taught(subject, answer, relation) for relation in relations)
+        return is_taught(subject, answer, rows=_rows())
+    return any(is_taught(subject, answer, relation, rows=_rows()) for relation in relations)
 
 
 def relations_asked(prompt: str, subject: str) -> tuple[str, ...]:
@@ -25,18 +26,30 @@ def relations_asked(prompt: str, subject: str) -> tuple[str, ...]:
     asked = _open(prompt, subject)
     return tuple(
         name
-        for name, relation in read_sentences().items()
+        for name, relation in _sentences().items()
         if asked in {_plain(t) for t in (*relation.templates, *relation.heldout_dev, *relation.heldout_test)}
     )
 
 
 def answers_beside(subject: str, answer: str) -> tuple[str, ...]:
     """The other answers of the relations under which this subject was taught this answer; empty where it was not."""
-    rows = read_rows()
+    rows = _rows()
     named = [row for row in rows if row.answer.casefold() == answer.casefold()]
     relations = {row.relation for row in named if is_taught(subject, answer, row.relation, rows=(row,))}
     others = {row.answer for row in rows if row.relation in relations and row.answer.casefold() != answer.casefold()}
     return tuple(sorted(others))
+
+
+@cache
+def _rows() -> tuple[TaughtFact, ...]:
+    """The shipped facts, read once: every run on the bundled model asks for them."""
+    return read_rows()
+
+
+@cache
+def _sentences() -> dict[str, RelationSentences]:
+    """The shipped sentences, read once."""
+    return read_sentences()
 
 
 def _open(prompt: str, subject: str) -> str:

@@ -150,7 +150,10 @@ def target_warnings(model: ModelHandle, query: TokenizedQuery, target: Target) -
 
     answer = target.text.strip()
     others = answers_beside(query.subject_text, answer)
-    sharing = [other for other in others if answer_target(model.tokenizer, query, other).ids[0] == target.ids[0]]
+    encoded = (
+        model.tokenizer([f" {other}" for other in others], add_special_tokens=False)["input_ids"] if others else []
+    )
+    sharing = [other for other, ids in zip(others, encoded, strict=True) if ids[0] == target.ids[0]]
     if not sharing:
         return ()
     return (f"{', '.join(sharing[:3])} begin with the same token as {answer!r}: their probability is counted in",)
