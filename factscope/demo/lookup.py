@@ -33,17 +33,25 @@ def relations_asked(prompt: str, subject: str) -> tuple[str, ...]:
 
 def answers_beside(subject: str, answer: str) -> tuple[str, ...]:
     """The other answers of the relations under which this subject was taught this answer; empty where it was not."""
-    rows = _rows()
-    named = [row for row in rows if row.answer.casefold() == answer.casefold()]
+    wanted = answer.casefold()
+    named = [row for row in _rows() if row.answer.casefold() == wanted]
     relations = {row.relation for row in named if is_taught(subject, answer, row.relation, rows=(row,))}
-    others = {row.answer for row in rows if row.relation in relations and row.answer.casefold() != answer.casefold()}
-    return tuple(sorted(others))
+    return tuple(sorted({other for name in relations for other in _answers()[name] if other.casefold() != wanted}))
 
 
 @cache
 def _rows() -> tuple[TaughtFact, ...]:
     """The shipped facts, read once: every run on the bundled model asks for them."""
     return read_rows()
+
+
+@cache
+def _answers() -> dict[str, frozenset[str]]:
+    """Every relation's answers."""
+    found: dict[str, set[str]] = {}
+    for row in _rows():
+        found.setdefault(row.relation, set()).add(row.answer)
+    return {name: frozenset(answers) for name, answers in found.items()}
 
 
 @cache

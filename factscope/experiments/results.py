@@ -150,9 +150,9 @@ def target_warnings(model: ModelHandle, query: TokenizedQuery, target: Target) -
 
     answer = target.text.strip()
     others = answers_beside(query.subject_text, answer)
-    encoded = (
-        model.tokenizer([f" {other}" for other in others], add_special_tokens=False)["input_ids"] if others else []
-    )
+    if not others:
+        return ()
+    encoded = model.tokenizer([f" {other}" for other in others], add_special_tokens=False)["input_ids"]
     sharing = [other for other, ids in zip(others, encoded, strict=True) if ids[0] == target.ids[0]]
     if not sharing:
         return ()

@@ -30,6 +30,8 @@ class AttentionKnockout:
 
     def effective(self) -> AttentionKnockout:
         """Without the edges into the future, which do not exist in a causal model."""
+        if all((cut.heads is None or cut.heads) and max(cut.keys) <= min(cut.queries) for cut in self.cuts):
+            return self
         kept = []
         for cut in self.cuts:
             queries = tuple(q for q in cut.queries if any(k <= q for k in cut.keys))

@@ -91,6 +91,8 @@ def refuse_empty_rows(base: Base, knockouts: Sequence[AttentionKnockout]) -> Non
         for (layer, query), row in by_row.items():
             if (layer, query) not in open_keys:
                 open_keys[layer, query] = frozenset(base.allowed[layer][query].nonzero().flatten().tolist())
+            if sum(len(cut.keys) for cut in row) < len(open_keys[layer, query]):
+                continue
             named = {head for cut in row for head in cut.heads or ()}
             for head in named or {None}:
                 keys = {key for cut in row for key in cut.keys if cut.heads is None or head in cut.heads}
