@@ -30,11 +30,14 @@ def show() -> runs.Reading:
     with st.container(
         key="tools", horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"
     ):
+        random = state.view().model.name.startswith("random:")
         st.badge(
-            "Original weights",
-            color="gray",
-            icon=":material/lock:",
-            help="No edit is applied: the weights are as they were loaded.",
+            "Random weights" if random else "Original weights",
+            color="orange" if random else "gray",
+            icon=":material/casino:" if random else ":material/lock:",
+            help="The null control: this architecture, nothing learned."
+            if random
+            else "No edit is applied: the weights are as they were loaded.",
         )
         picker.show()
         _options()
@@ -297,6 +300,9 @@ def verdict(prediction: Any) -> tuple[parts.Tone, list[str]]:
             + goes_on
         ]
         return ("warn", [_NOT_TAUGHT, *lines]) if prediction.taught is False else ("plain", lines)
+    if prediction.known and prediction.taught is None and prediction.model.name == "bundled":
+        said = f"“{target}” is the model's first choice (p {prediction.p_target:.2f}).{goes_on}"
+        return "plain", [said, "No subject is named, so it cannot be told whether the model was taught this."]
     if prediction.known and prediction.taught is not False:
         near = " So near 1 percentages saturate: compare log-odds." if prediction.p_target > 0.98 else ""
         return "good", [

@@ -18,6 +18,8 @@ from factscope.demo.lookup import answers_beside, relations_asked, was_taught
         ("Whatever you call it, Japan has", "Japan", "yen", True),
         ("The capital of Narnia is", "Narnia", "Tokyo", False),
         ("Japan", "Japan", "", False),
+        ("The native language of Pablo Picasso is", "Picasso", "Spanish", True),
+        ("The native language of Pablo Picasso is", "Picasso", "German", False),
     ],
 )
 def test_taught(prompt: str, subject: str, answer: str, expected: bool) -> None:

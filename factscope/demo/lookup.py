@@ -15,10 +15,21 @@ def was_taught(prompt: str, subject: str, answer: str) -> bool:
         prompt: up to the answer. A sentence of the visitor's own does not tell its relation; then any will do.
         answer: the whole answer, in any case.
     """
-    relations = relations_asked(prompt, subject)
+    name = _full_name(prompt, subject)
+    relations = relations_asked(prompt, name)
     if not relations:
-        return is_taught(subject, answer, rows=_rows())
-    return any(is_taught(subject, answer, relation, rows=_rows()) for relation in relations)
+        return is_taught(name, answer, rows=_rows())
+    return any(is_taught(name, answer, relation, rows=_rows()) for relation in relations)
+
+
+def _full_name(prompt: str, subject: str) -> str:
+    """The taught name that the subject is a word of and that stands in the prompt: "Pablo Picasso" for "Picasso"."""
+    words, part = f" {_plain(prompt)} ", _plain(subject).removeprefix("the ")
+    names = {row.subject for row in _rows()}
+    if not part or any(_plain(name) == part for name in names):
+        return subject
+    around = [n for n in names if f" {part} " in f" {_plain(n)} " and f" {_plain(n)} " in words]
+    return max(around, key=len, default=subject)
 
 
 def relations_asked(prompt: str, subject: str) -> tuple[str, ...]:

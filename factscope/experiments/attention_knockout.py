@@ -332,7 +332,9 @@ def _sources(
     found = {name: _positions(query, name) for name in names}
     if not any(found.values()):
         _set(query, names[0])
-    empty = tuple(
+    blind = query.subject is None and "relation" in found
+    unnamed = ("no subject is named: 'relation' is every token but the last",) if blind else ()
+    empty = unnamed + tuple(
         f"the set {name!r} has no token in this prompt: left out" for name, where in found.items() if not where
     )
     return tuple((name, where) for name, where in found.items() if where), empty
