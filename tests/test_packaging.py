@@ -250,6 +250,6 @@ def test_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Pat
     assert "Tokyo" in answer
 
 
-def test_no_placeholder_is_left_in_a_page_for_readers() -> None:
-    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("factscope/demo/*.md")):
+def test_no_placeholder_is_left_in_a_page_for_readers(repository: Path) -> None:
+    for page in (*repository.glob("*.md"), *repository.glob("docs/*.md"), *repository.glob("factscope/demo/*.md")):
         assert "@@" not in page.read_text(encoding="utf-8"), page.name
