@@ -25,6 +25,8 @@ from factscope.interventions.attention import AttentionKnockout, Cut
 from factscope.models.dispatch import Plan
 from factscope.models.handle import ModelHandle
 
+PACKED_TOLERANCE = 1e-4
+"""Largest difference in logits, as a share of their scale, between a run without a cut and the plain run."""
 MAX_ROWS, MIN_ROWS = 192, 8
 """Runs that share a forward: matrix products of fewer than some 200 rows leave a core half idle."""
 CHUNK_WORK = 50_000_000_000
@@ -129,7 +131,9 @@ def run_knockouts(
         size = _rows(model, base, position)
         for begin in range(0, len(runs), size):
             chunk = runs[begin : begin + size]
-            logits = _run_chunk(model, base, chunk, position)
+            logits = _run_packed(model, base, chunk, position) if _can_pack(model, base, chunk, position) else None
+            if logits is None:
+                logits = _run_chunk(model, base, chunk, position)
             where = [(row, i) for row, run in enumerate(chunk) for i in members[run]]
             yield [i for _, i in where], logits[[row for row, _ in where]]
 
@@ -155,6 +159,42 @@ def _run_chunk(
     plan = Plan(start_layer=start, resume=states.expand(n_rows, *states.shape[1:]).clone(), keep=keep)
     cache = prefix_cache(base, start, begin, n_rows) if begin > 0 else None
     return model.forward(base.ids[None, begin:].expand(n_rows, -1), plan, cache=cache, last=base.n_readout)
+
+
+def _can_pack(model: ModelHandle, base: Base, runs: Sequence[AttentionKnockout], position: int) -> bool:
+    one_token = base.n_readout == 1 and position == base.ids.shape[0] - 1 > 0
+    return one_token and len(runs) > 1 and "packed" in model.capabilities and model.capabilities["packed"].ok
+
+
+def _run_packed(
+    model: ModelHandle, base: Base, runs: Sequence[AttentionKnockout], position: int
+) -> Float[Tensor, "row readout vocabulary"] | None:
+    """Runs as tokens of one sequence, all at the last position, that see the shared prefix and themselves alone.
+
+    Nothing of the prefix is copied per run. A run without a cut goes along as the last token: where it does not give
+    the plain logits (a sliding window that counts the other runs as distance, say) nothing is returned.
+    """
+    n_rows, start = len(runs) + 1, min(run.first_layer for run in runs)
+    masks = keep_masks([*(run.cuts for run in runs), ()], position + 1, position, model.info.n_heads, model.device)
+    own = torch.eye(n_rows, dtype=torch.bool, device=model.device)
+    keep = {}
+    for layer in range(start, model.info.n_layers):
+        mask = masks.get(layer)
+        if mask is None:
+            mask = torch.ones(n_rows, 1, 1, position + 1, dtype=torch.bool, device=model.device)
+        rows = mask[:, :, 0].transpose(0, 1)
+        keep[layer] = torch.cat([rows[..., :position], own & rows[..., position:]], dim=-1)[None]
+    states = base.inputs[start][None, position:]
+    plan = Plan(start_layer=start, resume=states.expand(1, n_rows, *states.shape[2:]).clone(), keep=keep)
+    logits = model.forward(
+        base.ids[None, position:].expand(1, n_rows),
+        plan,
+        cache=prefix_cache(base, start, position, 1),
+        last=n_rows,
+        positions=torch.full((1, n_rows), position, device=model.device),
+    )[0]
+    off = float((logits[-1] - base.logits[0]).abs().max())
+    return logits[:-1, None] if off <= PACKED_TOLERANCE * max(1.0, float(base.logits.abs().max())) else None
 
 
 def keep_masks(

@@ -19,6 +19,7 @@ MEANINGS = {
     "lens": "the lens",
     "resume": "starting at any layer",
     "suffix": "the fast path: only changed tokens are computed",
+    "packed": "many runs in one sequence, faster still",
     "additive": "attention and MLP updates told apart",
     "heads": "one head at a time",
     "dense_mlp": "edits of the MLP's down-projection",

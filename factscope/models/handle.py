@@ -88,7 +88,13 @@ class ModelHandle:
             )
 
     def forward(
-        self, ids: Int[Tensor, "row position"], plan: Plan | None = None, *, cache: Any = None, last: int | None = None
+        self,
+        ids: Int[Tensor, "row position"],
+        plan: Plan | None = None,
+        *,
+        cache: Any = None,
+        last: int | None = None,
+        positions: Int[Tensor, "row position"] | None = None,
     ) -> Float[Tensor, "row position vocabulary"]:
         """Logits of the model's own forward, float32 or wider, under a plan.
 
@@ -97,10 +103,13 @@ class ModelHandle:
             plan: what happens on the way; None runs the plain model.
             cache: keys and values of the positions before ``ids``.
             last: only the logits of this many last positions; None gives all.
+            positions: where the tokens stand; None counts on from the cached ones.
         """
         arguments: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
         if cache is not None:
             arguments["past_key_values"] = cache
+        if positions is not None:
+            arguments["position_ids"] = positions
         if last is not None and self._keeps_last_only:
             arguments["logits_to_keep"] = last
         with torch.no_grad(), self._dispatcher.running(plan or Plan()):

@@ -8,6 +8,7 @@ What fails here is a missing capability with a reason that a page shows, never a
     resume         skipping blocks below l and putting the recorded input in gives the same logits
     lens           states of any layer, many at a time, can be put in as the last block's output
     suffix         one token on cached keys and values gives the same logits, also with an edge cut
+    packed         many such tokens side by side, each on the shared prefix, give them too
     additive       attention update + MLP update = what each block adds
     heads          the input of the output projection splits evenly into heads
     dense_mlp      the MLP ends in one linear map that an edit can change
@@ -55,6 +56,7 @@ def verify(model: ModelHandle) -> dict[str, Capability]:
     }
     object.__setattr__(model, "capabilities", {**capabilities, "suffix": Capability(ok=capabilities["resume"].ok)})
     capabilities["suffix"] = _suffix(model, ids, plain, tolerance, capabilities)
+    capabilities["packed"] = _packed(model, ids, tolerance, capabilities["suffix"])
     return capabilities
 
 
@@ -208,4 +210,29 @@ def _suffix(
             return Capability(ok=False, reason="the model gives other logits when it fills a cache")
     except Exception as error:  # any failure is a missing capability
         return Capability(ok=False, reason=f"running on a cached prefix fails ({type(error).__name__}: {error})")
+    return Capability(ok=True)
+
+
+def _packed(model: ModelHandle, ids: Tensor, tolerance: float, suffix: Capability) -> Capability:
+    """Several cuts into the last token as tokens of one sequence, against one row each."""
+    from factscope.interventions import engine
+    from factscope.interventions.attention import AttentionKnockout, Cut
+    from factscope.models.handle import Capability
+
+    if not suffix.ok:
+        return Capability(ok=False, reason=suffix.reason)
+    last, layers = ids.shape[1] - 1, sorted({0, model.info.n_layers // 2, model.info.n_layers - 1})
+    runs = [
+        AttentionKnockout(cuts=(Cut(layer=layer, queries=(last,), keys=(key,)),))
+        for layer in layers
+        for key in (1, last - 1)
+    ]
+    try:
+        base = engine.record_base(model, ids[0].tolist())
+        packed = engine._run_packed(model, base, runs, last)
+        apart = engine._run_chunk(model, base, runs, last)
+    except Exception as error:  # any failure is a missing capability
+        return Capability(ok=False, reason=f"runs cannot be packed into one sequence ({type(error).__name__})")
+    if packed is None or not float((packed - apart).abs().max()) <= tolerance:
+        return Capability(ok=False, reason="runs packed into one sequence give other logits")
     return Capability(ok=True)
