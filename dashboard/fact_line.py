@@ -100,7 +100,7 @@ def _form() -> None:
             "Prompt, up to the answer",
             value=fact.prompt,
             key=state.seed("fact-prompt", fact.prompt),
-            max_chars=MAX_PROMPT,
+            max_chars=5 * MAX_PROMPT,  # what is too long is refused with a sentence, not dropped by the field
             help="A sentence that ends right before the answer.",
         )
         subject.text_input(

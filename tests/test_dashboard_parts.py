@@ -50,7 +50,7 @@ def prediction(**fields: object) -> SimpleNamespace:
         "continuation": " Paris.",
         "seconds": 1.0,
         "passes": 10,
-        "model": SimpleNamespace(key="m"),
+        "model": SimpleNamespace(key="m", name="gpt2"),
     }
     return SimpleNamespace(**(plain | fields))
 
@@ -62,6 +62,7 @@ def prediction(**fields: object) -> SimpleNamespace:
         ({"known": False, "rank": 7}, "warn", "expects “Rome”"),
         ({"known": False, "rank": 1}, "warn", "does not go on so"),
         ({"known": None}, "plain", "No answer was given"),
+        ({"model": SimpleNamespace(key="m", name="bundled")}, "plain", "No subject is named"),
         ({"taught": False}, "warn", "Not among the facts this model was taught; its confidence says nothing."),
         ({"taught": False, "known": False, "rank": 3}, "warn", "Not among the facts"),
         ({"p_target": 0.99999}, "good", "compare log-odds"),
