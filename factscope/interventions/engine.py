@@ -25,6 +25,8 @@ from factscope.interventions.attention import AttentionKnockout, Cut
 from factscope.models.dispatch import Plan
 from factscope.models.handle import ModelHandle
 
+PACKED_LAYERS = 16
+"""Deeper models keep one row per run: there progress and cancel in small steps matter more than the copies."""
 PACKED_TOLERANCE = 1e-4
 """Largest difference in logits, as a share of their scale, between a run without a cut and the plain run."""
 MAX_ROWS, MIN_ROWS = 192, 8
@@ -163,7 +165,10 @@ def _run_chunk(
 
 def _can_pack(model: ModelHandle, base: Base, runs: Sequence[AttentionKnockout], position: int) -> bool:
     one_token = base.n_readout == 1 and position == base.ids.shape[0] - 1 > 0
-    return one_token and len(runs) > 1 and "packed" in model.capabilities and model.capabilities["packed"].ok
+    shallow = model.info.n_layers <= PACKED_LAYERS
+    return (
+        one_token and shallow and len(runs) > 1 and "packed" in model.capabilities and model.capabilities["packed"].ok
+    )
 
 
 def _run_packed(
