@@ -81,7 +81,7 @@ def discover(model: Any, device: torch.device) -> Parts:
         )
     n_heads = int(getattr(text, "num_attention_heads", 0) or 0)
     found = [_layer_parts(layer, watch.calls[i], watch.inputs[i], watch.outputs[i]) for i, layer in enumerate(layers)]
-    parallel = tuple(_parallel(model, ids, part) for part in found)
+    parallel = _parallel(model, ids, layers, found, watch.inputs)
     wiring = Wiring(
         layers=tuple(layers),
         layer_output_length=tuple(watch.output_lengths[i] for i in range(len(layers))),
@@ -281,26 +281,48 @@ def _flat(call: _Call, shape: torch.Size) -> Tensor:
     return call.output.float().reshape(shape)
 
 
-def _parallel(model: nn.Module, ids: Tensor, parts: _LayerParts) -> bool:
-    """Does noise on the attention update leave the MLP update of the same block unchanged?"""
-    if not parts.updates:
-        return False
-    seen: list[Tensor] = []
+def _parallel(
+    model: nn.Module, ids: Tensor, layers: list[nn.Module], parts: list[_LayerParts], inputs: dict[int, Tensor]
+) -> tuple[bool, ...]:
+    """Per layer: does noise on the attention update leave the MLP update of the same block unchanged?
+
+    Two forwards for all layers: every block is given its recorded input, so that noise in one does not reach the next.
+    """
+    seen: dict[int, list[Tensor]] = {i: [] for i, part in enumerate(parts) if part.updates}
+    noisy_run = False
+
+    def put_in(i: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            states = inputs[i].clone()
+            return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+        return hook
 
     def noise(module: nn.Module, args: Any, output: Any) -> Any:
+        if not noisy_run:
+            return output
         value = first(output)
         generator = torch.Generator().manual_seed(1)
         noisy = value + torch.randn(value.shape, generator=generator).to(value) * value.float().std().to(value)
         return (noisy, *output[1:]) if isinstance(output, tuple) else noisy
 
-    def record(module: nn.Module, args: Any, output: Any) -> None:
-        seen.append(first(output).clone())
+    def record(i: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen[i].append(first(output).clone())
 
-    recorder = parts.updates["mlp"][0].register_forward_hook(record)
-    with torch.no_grad():
-        model(input_ids=ids, use_cache=False)
-        disturber = parts.updates["attention"][0].register_forward_hook(noise)
-        model(input_ids=ids, use_cache=False)
-    disturber.remove()
-    recorder.remove()
-    return bool(torch.allclose(seen[0], seen[1], rtol=1e-4, atol=1e-6))
+        return hook
+
+    hooks = []
+    for i in seen:
+        hooks.append(layers[i].register_forward_pre_hook(put_in(i), with_kwargs=True))
+        hooks.append(parts[i].updates["attention"][0].register_forward_hook(noise))
+        hooks.append(parts[i].updates["mlp"][0].register_forward_hook(record(i)))
+    try:
+        with torch.no_grad():
+            for noisy_run in (False, True):  # noqa: B007  # the hooks read it
+                model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    same = {i: torch.allclose(plain, noisy, rtol=1e-4, atol=1e-6) for i, (plain, noisy) in seen.items()}
+    return tuple(bool(same.get(i, False)) for i in range(len(layers)))

@@ -149,7 +149,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def deep_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a random model whose map of a long prompt takes a while."""
-    return str(_save_model(tmp_path_factory.mktemp("deep") / "model", layers=14, width=256, positions=512))
+    return str(_save_model(tmp_path_factory.mktemp("deep") / "model", layers=32, width=640, positions=512))
 
 
 @pytest.fixture(scope="session")

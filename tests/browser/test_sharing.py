@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
@@ -38,6 +39,7 @@ def long_run(new_context: Callable[..., BrowserContext], server: Server, deep_mo
     expect(cancel.or_(run).first).to_be_visible(timeout=LOADING)
     if run.is_visible():
         run.click()
+    expect(page.get_by_text(re.compile(r"[1-9][\d,]* of [\d,]+, about")).first).to_be_visible()
     expect(cancel).to_be_visible()
     return page
 
