@@ -283,6 +283,9 @@ def live(draw: Callable[[], None]) -> None:
         parts.begin(1000)
         st.session_state[_MARKS] = 0
         with messages.caught():
+            reading()
+            if _frame() != before and not _UNDER_WAY & set(_frame().values()):
+                st.rerun()  # the frame first: it is about to grow, and would move the buttons that are drawn here
             draw()
         state.write_link()
         watched: dict[str, str] = st.session_state[_WATCHED]

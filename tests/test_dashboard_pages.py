@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import streamlit as st
 import torch
 from streamlit.testing.v1 import AppTest
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from dashboard import runs
 from tests.tiny_models import redraw, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,3 +189,23 @@ def test_the_model_drawer_tells_what_a_model_takes_and_supports(open_page: Calla
     next(b for b in at.button if b.label == "What will it take?").click().run()
     settle(at)
     assert "/nowhere/at/all" in said(at)
+
+
+def test_the_body_lets_the_frame_show_the_answer_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, drawn = iter(["running", "done", "done", "done"]), []
+
+    def reading() -> str:
+        st.session_state["runs-watched"]["reading"] = next(answers)
+        return st.session_state["runs-watched"]["reading"]
+
+    def script() -> None:
+        from dashboard import runs
+
+        runs.begin()
+        above: Any = runs.reading()
+        runs.live(lambda: runs.drawn(above))
+
+    monkeypatch.setattr(runs, "reading", reading)
+    monkeypatch.setattr(runs, "drawn", drawn.append)
+    assert not AppTest.from_function(script).run().exception
+    assert drawn == ["done"]

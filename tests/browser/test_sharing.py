@@ -25,23 +25,31 @@ OTHER_FACTS = (
 )
 LOADING = 150_000
 """Milliseconds for loading and measuring the deep model, once, on a machine that is busy with other things."""
+SLOW_PRESS = 800
+"""Milliseconds from mouse down to up: a button that moves meanwhile, as the page is drawn again, misses the click."""
 WITHIN_SECONDS = 1.0
 TIMES_ALONE = 2.0
 """On a machine that is busy with other things, an answer may take so many times what it takes without the long run."""
 
 
 @pytest.fixture
-def long_run(new_context: Callable[..., BrowserContext], server: Server, deep_model: str) -> Page:
-    """A page whose map is being computed and takes a while."""
+def started(new_context: Callable[..., BrowserContext], server: Server, deep_model: str) -> Page:
+    """A page whose map, which takes a while, was started this moment."""
     page = new_context().new_page()
     page.goto(server.url("flow", model=deep_model, prompt=LONG, subject="Japan", control="0"))
     cancel, run = page.locator(".st-key-cancel-flow-map button"), page.locator(".st-key-run-flow-map button")
     expect(cancel.or_(run).first).to_be_visible(timeout=LOADING)
     if run.is_visible():
         run.click()
-    expect(page.get_by_text(re.compile(r"[1-9][\d,]* of [\d,]+, about")).first).to_be_visible()
-    expect(cancel).to_be_visible()
     return page
+
+
+@pytest.fixture
+def long_run(started: Page) -> Page:
+    """A page whose map is being computed and takes a while."""
+    expect(started.get_by_text(re.compile(r"[1-9][\d,]* of [\d,]+, about")).first).to_be_visible()
+    expect(started.locator(".st-key-cancel-flow-map button")).to_be_visible()
+    return started
 
 
 def test_two_browsers_ask_different_facts_at_once(
@@ -67,6 +75,15 @@ def test_cancel_keeps_the_part_and_leaves_the_processor_idle(long_run: Page, ser
     while (share := server.processor_share(0.5)) > 0.3:
         assert time.monotonic() < deadline, f"the server still uses {share:.0%} of a core"
     expect(long_run.get_by_role("button", name="Run again").first).to_be_visible()
+
+
+def test_nothing_moves_a_button_of_the_run_bar_while_it_is_pressed(started: Page) -> None:
+    bar = started.locator(".st-key-head-one-token-at-a-time")
+    bar.get_by_role("button", name="Cancel").click(delay=SLOW_PRESS)
+    expect(bar.get_by_text("Cancelled")).to_be_visible()
+    bar.get_by_role("button", name="Run again").click(delay=SLOW_PRESS)
+    bar.get_by_role("button", name="Cancel").click(delay=SLOW_PRESS)
+    expect(bar.get_by_text("Cancelled")).to_be_visible()
 
 
 def test_a_short_question_is_answered_while_a_long_map_runs(
