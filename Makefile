@@ -24,7 +24,7 @@ help:
 	@echo "  make test         all tests: first those without a browser, then those in one"
 	@echo "  make check        format, lint, types, imports"
 	@echo "  make format       rewrite the code in the house's format"
-	@echo "  make bench        speed of the knockout map against one forward per cell"
+	@echo "  make bench        speed against one forward per cell and other libraries (a quarter of an hour; ARGS=--quick)"
 	@echo "  make demo         train the bundled model again and measure it (an hour or more a seed; SEEDS=, DEMO=)"
 	@echo "  make screenshots  pictures of every page, light and dark, into docs/screenshots"
 	@echo "  make clean        remove caches and build outputs (.venv stays)"

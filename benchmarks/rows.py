@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks import references
+from benchmarks import ours, references
+from benchmarks.references import Cell
 from benchmarks.shapes import Shape
 from benchmarks.timing import interleaved, median
-from factscope.experiments.attention_knockout import KnockoutResult, KnockoutSpec
+from factscope.experiments.attention_knockout import KnockoutSpec
 from factscope.experiments.attention_knockout import run as knockout
 from factscope.experiments.logit_lens import LensSpec
 from factscope.experiments.logit_lens import run as lens
 
 ROUNDING = 1e-5
 MOVES = 0.05
+GATE = 4
+"""Cells whose numbers are compared before anything is timed; the timed runs' own numbers are compared after."""
+SAMPLES, NOISED, NOISE = 10, (1, 2, 3, 4), 0.5
+"""Noise samples, noised positions, and the noise's standard deviation, as large as the embedding's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +33,12 @@ class Row:
 
     Attributes:
         experiment, model, tokens, reference: what was asked of which model, and against what.
-        seconds, reference_seconds: CPU seconds of every round; a sampled reference is scaled to all cells.
+        seconds, reference_seconds: CPU seconds of every round; a sampled reference is scaled to all cells. Empty where
+            the numbers differed before anything was timed.
         sampled: cells that the reference ran a round; 0 where it ran all. cells: of the whole.
         difference: largest deviation of a probability. moved: share of cells that move p by more than 0.05.
-        at_least: the ratio that must be reached, None where none is set.
+        at_least: the ratio that must be reached, None where none is set. aim: the one that is wished for.
+        profile: where the time went, for a row that misses either.
     """
 
     experiment: str
@@ -42,12 +51,17 @@ class Row:
     sampled: int
     difference: float
     moved: float
-    at_least: float | None
+    at_least: float | None = None
+    aim: float | None = None
+    profile: dict[str, Any] | None = None
 
     @property
     def ratio(self) -> float:
-        """Median of the rounds' ratios."""
-        return median([slow / fast for slow, fast in zip(self.reference_seconds, self.seconds, strict=True)])
+        """Median of the rounds' ratios; where the reference ran once, of the seconds."""
+        if len(self.reference_seconds) != len(self.seconds):
+            return median(self.reference_seconds) / median(self.seconds)
+        pairs = zip(self.reference_seconds, self.seconds, strict=True)
+        return median([slow / fast for slow, fast in pairs] or [0.0])
 
     @property
     def same_numbers(self) -> bool:
@@ -59,108 +73,244 @@ class Row:
         """Same numbers, and fast enough."""
         return self.same_numbers and (self.at_least is None or self.ratio >= self.at_least)
 
+    @property
+    def aimed(self) -> bool:
+        """Same numbers, and as fast as was wished for."""
+        return self.ok and (self.aim is None or self.ratio >= self.aim)
 
-def knockout_map(
-    shape: Shape,
-    tokens: int,
-    *,
-    window: int,
-    rounds: int,
-    sample: int = 0,
-    at_least: float | None = None,
-    seed: int = 0,
-) -> Row:
-    """The map, every position and layer, against one full forward per cell or a sample of the cells."""
-    ids, query = shape.prompt(tokens)
-    spec = KnockoutSpec(sources=("each",), window=window)
-    n_layers = shape.plain.config.n_layer
-    cells = [(position, layer) for position in range(tokens) for layer in range(n_layers)]
-    chosen = random.Random(seed).sample(cells, sample) if sample else cells
-    result = knockout(shape.handle, query, spec)
-    target = result.target.ids[0]
 
-    def per_cell() -> dict[references.Cell, float]:
-        return {cell: references.knockout_cell(shape.plain, ids, cell, window, target) for cell in chosen}
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Two ways to the same numbers by cell.
 
-    difference = max(abs(p - result.p_knockout[cell]) for cell, p in per_cell().items())
-    seconds = interleaved({"ours": lambda: knockout(shape.handle, query, spec), "theirs": per_cell}, rounds)
-    return Row(
-        experiment=f"knockout map, window {window}",
-        model=shape.name,
-        tokens=tokens,
-        reference="one full forward per cell",
+    Attributes:
+        fast, slow: the numbers of some cells. p_base: of a run without a cell, which those that move p move away from.
+        sample: cells that the slow way runs a round, drawn anew; 0 runs all.
+        once: the slow way runs in the first round alone.
+        flat: cells whose numbers need not be a cell each (a lens): no sample, no gate on a part.
+    """
+
+    experiment: str
+    reference: str
+    shape: Shape
+    tokens: int
+    cells: Sequence[Cell]
+    fast: Callable[[Sequence[Cell]], Mapping[Cell, Any]]
+    slow: Callable[[Sequence[Cell]], Mapping[Cell, Any]]
+    p_base: float
+    sample: int = 0
+    seed: int = 0
+    at_least: float | None = None
+    aim: float | None = None
+    once: bool = False
+    flat: bool = False
+
+    def chosen(self, number: int) -> list[Cell]:
+        """What the slow way runs in a round; the gate is round -1."""
+        size = min(GATE if number < 0 else self.sample or len(self.cells), len(self.cells))
+        if self.flat or size == len(self.cells):
+            return list(self.cells)
+        return random.Random(1000 * self.seed + number + 1).sample(list(self.cells), size)
+
+
+def apart(fast: Mapping[Cell, Any], slow: Mapping[Cell, Any]) -> float:
+    """Largest deviation of the slow way's numbers from the fast way's; NaN counts as infinite."""
+    largest = max(float(np.max(np.abs(np.asarray(fast[cell]) - np.asarray(slow[cell])))) for cell in slow)
+    return float("inf") if np.isnan(largest) else largest
+
+
+def measure(task: Task, rounds: int) -> Row:
+    """Compare, then time, then compare what was timed."""
+    row = Row(
+        experiment=task.experiment,
+        model=task.shape.name,
+        tokens=task.tokens,
+        reference=task.reference,
+        seconds=[],
+        reference_seconds=[],
+        cells=len(task.cells),
+        sampled=0 if len(task.chosen(0)) == len(task.cells) else task.sample,
+        difference=float("inf"),
+        moved=0.0,
+        at_least=task.at_least,
+        aim=task.aim,
+    )
+    gate = task.chosen(-1)
+    row = replace(row, difference=apart(task.fast(gate), task.slow(gate)))
+    if not row.same_numbers:
+        return row
+    slow_rounds = 1 if task.once else rounds
+    actions: dict[str, Callable[[int], Mapping[Cell, Any]]] = {
+        "ours": lambda number: task.fast(task.cells),
+        "theirs": lambda number: task.slow(task.chosen(number)) if number < slow_rounds else {},
+    }
+    seconds, given = interleaved(actions, rounds)
+    compared = [apart(found["ours"], found["theirs"] or given[0]["theirs"]) for found in given]
+    scale = len(task.cells) / len(task.chosen(0))
+    return replace(
+        row,
         seconds=seconds["ours"],
-        reference_seconds=[s * len(cells) / len(chosen) for s in seconds["theirs"]],
-        cells=len(cells),
-        sampled=sample,
-        difference=float(difference),
-        moved=moved(result),
-        at_least=at_least,
+        reference_seconds=[s * scale for s in seconds["theirs"][:slow_rounds]],
+        difference=max([row.difference, *compared]),
+        moved=_moved(task, given[0]["ours"]),
     )
 
 
-def knockout_batched(shape: Shape, tokens: int, *, window: int, rounds: int, layers: int = 0, seed: int = 0) -> Row:
-    """The map against plain hooks with 16 cells a batch; with ``layers`` only so many layers of it, scaled."""
-    ids, query = shape.prompt(tokens)
-    spec = KnockoutSpec(sources=("each",), window=window)
-    n_layers = shape.plain.config.n_layer
-    centers = sorted(random.Random(seed).sample(range(n_layers), layers or n_layers))
-    cells = [(position, layer) for position in range(tokens) for layer in centers]
-    result = knockout(shape.handle, query, spec)
-    target = result.target.ids[0]
+def _moved(task: Task, found: Mapping[Cell, Any]) -> float:
+    """Share of the cells that move p: without any, equal numbers would say nothing.
 
-    def batched() -> dict[references.Cell, float]:
-        return references.knockout_batched(shape.plain, ids, cells, window, target)
+    For a lens: of steps from layer to layer that move the probability of the first choice as much.
+    """
+    if task.flat:
+        first = np.array([found[cell][0] for cell in task.cells]).reshape(-1, task.tokens)
+        return float((np.abs(np.diff(first, axis=0)) > MOVES).mean())
+    return float(np.mean([abs(p - task.p_base) > MOVES for p in found.values()]))
 
-    difference = max(abs(p - result.p_knockout[cell]) for cell, p in batched().items())
-    seconds = interleaved({"ours": lambda: knockout(shape.handle, query, spec), "theirs": batched}, rounds)
-    return Row(
-        experiment=f"knockout map, window {window}",
-        model=shape.name,
+
+# ---------------------------------------------------------------------------- what is asked
+
+
+def grid(shape: Shape, tokens: int) -> list[Cell]:
+    """Every position, every layer."""
+    return [(position, layer) for position in range(tokens) for layer in range(shape.handle.info.n_layers)]
+
+
+def top(shape: Shape, ids: list[int]) -> tuple[int, float]:
+    """The model's first choice after a prompt, and its probability."""
+    with torch.no_grad():
+        p = shape.plain(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[0, -1].softmax(dim=-1)
+    return int(p.argmax()), float(p.max())
+
+
+def knockouts(shape: Shape, tokens: int, *, size: int = 9, batched: bool = False, **fields: Any) -> Task:
+    """Attention knockout, last position to each, against one forward per cell or 16 cells a batch."""
+    ids = shape.ids(tokens, seed=tokens)
+    target, p_base = top(shape, ids)
+    rows = torch.tensor([ids])
+    batch = 16 if batched else 1
+    return Task(
+        experiment=f"attention knockout, window {size}",
+        reference="plain hooks, 16 cells a batch" if batched else "one forward per cell",
+        shape=shape,
         tokens=tokens,
-        reference="plain hooks, 16 cells a batch",
-        seconds=seconds["ours"],
-        reference_seconds=[s * n_layers / len(centers) for s in seconds["theirs"]],
-        cells=tokens * n_layers,
-        sampled=len(cells) if layers else 0,
-        difference=float(difference),
-        moved=moved(result),
-        at_least=None,
+        cells=grid(shape, tokens),
+        fast=lambda cells: ours.knockout(shape.handle, ids, cells, size, target),
+        slow=lambda cells: references.knockout_batched(shape.plain, rows, cells, size, target, batch),
+        p_base=p_base,
+        seed=tokens,
+        **fields,
     )
 
 
-def lens_grid(shape: Shape, tokens: int, *, rounds: int, top_k: int = 10) -> Row:
-    """The lens, all layers and positions, against a loop over layers with the same outputs."""
-    ids, query = shape.prompt(tokens)
-    spec = LensSpec(top_k=top_k)
-    result = lens(shape.handle, query, spec)
-    target = result.target.ids[0]
-
-    def loop() -> dict[str, Any]:
-        return references.lens(shape.plain, ids, top_k, target)
-
-    found = loop()
-    difference = max(
-        float(np.abs(found["probability"].numpy() - result.target_probability).max()),
-        float(np.abs(found["top_probability"].numpy() - result.top_probability).max()),
+def traces(shape: Shape, tokens: int, *, site: ours.Site = "output", size: int = 1, **fields: Any) -> Task:
+    """Causal trace of block outputs or of windows of updates, against one batch of a clean and ten noised rows."""
+    ids = shape.ids(tokens, seed=tokens)
+    target, _ = top(shape, ids)
+    rows, cells = torch.tensor([ids]), grid(shape, tokens)
+    values = ours.noise_values(SAMPLES, len(NOISED), shape.handle.info.d_model, NOISE)
+    noise: dict[str, Any] = {"values": values, "noised": NOISED, "site": site, "size": size}
+    unrestored = references.trace_cell(shape.plain, rows, (0, 0), target, **noise)  # position 0 carries no noise
+    what = "block outputs" if site == "output" else f"{'MLP' if site == 'mlp' else site} updates, window {size}"
+    return Task(
+        experiment=f"causal trace, {what}, {SAMPLES} samples",
+        reference=f"one forward of {1 + SAMPLES} rows per cell, as in ROME",
+        shape=shape,
+        tokens=tokens,
+        cells=cells,
+        fast=lambda cells: ours.trace(shape.handle, ids, cells, target, **noise),
+        slow=lambda cells: {cell: references.trace_cell(shape.plain, rows, cell, target, **noise) for cell in cells},
+        p_base=unrestored,
+        seed=tokens,
+        **fields,
     )
-    seconds = interleaved({"ours": lambda: lens(shape.handle, query, spec), "theirs": loop}, rounds)
-    steps = np.abs(np.diff(result.top_probability[:, :, 0], axis=0))
-    return Row(
+
+
+def zeros(shape: Shape, tokens: int, *, site: Any = "mlp", size: int = 10, **fields: Any) -> Task:
+    """Updates of a window of layers set to zero at each position of the clean run, against one forward per cell."""
+    ids = shape.ids(tokens, seed=tokens)
+    target, p_base = top(shape, ids)
+    rows = torch.tensor([ids])
+    return Task(
+        experiment=f"zeroed {'MLP' if site == 'mlp' else site} updates, window {size}",
+        reference="one forward per cell",
+        shape=shape,
+        tokens=tokens,
+        cells=grid(shape, tokens),
+        fast=lambda cells: ours.zero(shape.handle, ids, cells, target, site=site, size=size),
+        slow=lambda cells: {
+            cell: references.zero_cell(shape.plain, rows, cell, target, site=site, size=size) for cell in cells
+        },
+        p_base=p_base,
+        seed=tokens,
+        **fields,
+    )
+
+
+def lenses(shape: Shape, tokens: int, *, top_k: int = 10, **fields: Any) -> Task:
+    """The lens, all positions and layers and the embedding, against a loop over layers with the same outputs."""
+    ids = shape.ids(tokens, seed=tokens)
+    target, p_base = top(shape, ids)
+    rows, n = torch.tensor([ids]), shape.handle.info.n_layers
+
+    def fast(cells: Sequence[Cell]) -> dict[Cell, np.ndarray]:
+        found = ours.lens(shape.handle, ids, top_k, target)
+        return _by_cell(cells, found.top_probability, found.probability[:, 0], tokens)
+
+    def slow(cells: Sequence[Cell]) -> dict[Cell, np.ndarray]:
+        found = references.lens(shape.plain, rows, top_k, target)
+        return _by_cell(cells, found["top_probability"].flatten(0, 1), found["probability"].flatten(), tokens)
+
+    return Task(
         experiment=f"lens, top {top_k}",
-        model=shape.name,
-        tokens=tokens,
         reference="final norm and head, layer by layer",
-        seconds=seconds["ours"],
-        reference_seconds=seconds["theirs"],
-        cells=result.entropy.size,
-        sampled=0,
-        difference=difference,
-        moved=float((steps > MOVES).mean()),
-        at_least=None,
+        shape=shape,
+        tokens=tokens,
+        cells=[(position, layer) for layer in range(-1, n) for position in range(tokens)],
+        fast=fast,
+        slow=slow,
+        p_base=p_base,
+        flat=True,
+        **fields,
     )
 
 
-def moved(result: KnockoutResult) -> float:
-    """Share of the cells that move p by more than 0.05: without any, equal numbers would say nothing."""
-    return float((np.abs(result.p_knockout - result.p_base) > MOVES).mean())
+def bundled_knockouts(shape: Shape, tokens: int, *, size: int, **fields: Any) -> Task:
+    """The experiment as the pages run it, on the bundled model, against one forward per cell."""
+    ids, query = shape.prompt(tokens)
+    spec = KnockoutSpec(sources=("each",), window=size)
+    target, p_base = top(shape, ids[0].tolist())
+
+    def fast(cells: Sequence[Cell]) -> dict[Cell, float]:
+        p = knockout(shape.handle, query, spec).p_knockout
+        return {cell: float(p[cell]) for cell in cells}
+
+    return Task(
+        experiment=f"knockout map, window {size}",
+        reference="one forward per cell",
+        shape=shape,
+        tokens=tokens,
+        cells=grid(shape, tokens),
+        fast=fast,
+        slow=lambda cells: references.knockout_batched(shape.plain, ids, cells, size, target, 1),
+        p_base=p_base,
+        **fields,
+    )
+
+
+def bundled_lens(shape: Shape, tokens: int, *, top_k: int = 10, **fields: Any) -> Task:
+    """The experiment as the pages run it, on the bundled model, against a loop over layers."""
+    _, query = shape.prompt(tokens)
+    task = lenses(shape, tokens, top_k=top_k, **fields)
+
+    def fast(cells: Sequence[Cell]) -> dict[Cell, np.ndarray]:
+        found = lens(shape.handle, query, LensSpec(top_k=top_k))
+        tops = torch.from_numpy(found.top_probability).flatten(0, 1)
+        return _by_cell(cells, tops, torch.from_numpy(found.target_probability).flatten(), tokens)
+
+    return replace(task, fast=fast)
+
+
+def _by_cell(cells: Sequence[Cell], tops: torch.Tensor, p: torch.Tensor, tokens: int) -> dict[Cell, np.ndarray]:
+    """Probabilities of the first choices and of the target; rows are layer after layer."""
+    numbers = torch.cat([tops, p[:, None]], dim=1).numpy()
+    return {(position, layer): numbers[(layer + 1) * tokens + position] for position, layer in cells}

@@ -33,8 +33,10 @@ POLL_SECONDS = 0.6
 _PATIENCE_READING = 0.8  # the same for the answer itself, which everything else waits for
 _MARKS_PER_TICK = 1500  # so many marks that are drawn again make the next tick wait one time longer
 _MANY = 10  # jobs from which on pages ask half as often
-_SHARE: dict[Kind, float] = {"prediction": 1.0, "attention_knockout": 0.25, "logit_lens": 1.0}
-"""An intervention's part of a whole forward, until it is measured: a knockout recomputes one token."""
+_SHARE: dict[Kind, float] = {"prediction": 1.0, "attention_knockout": 0.04, "logit_lens": 0.2}
+"""An intervention's part of a whole forward, until it is measured: a knockout recomputes one token, beside others."""
+_SHARE_ALONE: dict[Kind, float] = {"prediction": 1.0, "attention_knockout": 0.25, "logit_lens": 1.0}
+"""The same for models without the fast path."""
 _PATIENCE = 0.35  # seconds that one run of the script may wait for quick results, so that nothing flickers
 _UNDER_WAY = {"waiting", "running"}
 _MARKS, _ASKED = "runs-marks", "runs-asked"
@@ -226,7 +228,9 @@ def cost(kind: Kind, prediction: Any, passes: int) -> Cost:
     model = prediction.model.key
     per_pass = _speeds().get((kind, model))
     if per_pass is None:
-        per_pass = _SHARE[kind] * prediction.seconds / max(1, prediction.passes)
+        found = capabilities(state.view().model)
+        fast = found is None or any(row["capability"] == "packed" and row["supported"] for row in found["rows"])
+        per_pass = (_SHARE if fast else _SHARE_ALONE)[kind] * prediction.seconds / max(1, prediction.passes)
     return Cost(passes=passes, seconds=passes * per_pass)
 
 

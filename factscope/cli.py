@@ -448,7 +448,8 @@ def _run(
         with _Stop() as stop:
 
             def progress(done: int, total: int, partial: Any) -> None:
-                newest[:] = [partial]
+                if partial is not None:
+                    newest[:] = [partial]
                 _tell(f"{command}: {done}/{total}" if done < total else "")
                 if done < total:
                     stop.check()

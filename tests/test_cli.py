@@ -265,11 +265,12 @@ class Interrupted:
                 os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_what_was_finished_is_kept_and_said() -> None:
+def test_what_was_finished_is_kept_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factscope.interventions.engine.WAVE_WORK", 1_000_000)
     before = signal.getsignal(signal.SIGINT)
     full = invoke("flow", *FACT, "--sources", "each", "--control", "60", "--format", "json").data["rows"]
     outcome = invoke(
-        "flow", *FACT, "--sources", "each", "--control", "60", "--format", "json", _tell=Interrupted("flow: ", step=1)
+        "flow", *FACT, "--sources", "each", "--control", "60", "--format", "json", _tell=Interrupted("flow: ", step=2)
     )
     assert outcome.status == 3
     lines = outcome.err.splitlines()

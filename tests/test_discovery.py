@@ -75,7 +75,7 @@ def test_parts_are_those_of_the_table(name: str) -> None:
         assert parts.paths[layer].get("down_projection") == down
         assert parts.wiring.attention[layer] is block.get_submodule(attention)
         assert parts.wiring.output_projection[layer] is block.get_submodule(f"{attention}.{projection}")
-        assert parts.down_projection[layer] is (None if down is None else block.get_submodule(down))
+        assert parts.wiring.down_projection[layer] is (None if down is None else block.get_submodule(down))
         for site, path in zip(("attention", "mlp"), updates, strict=True):
             module, multiplier = parts.wiring.updates[layer][site]
             # A module that only hands through what another made is as good: the attention for its output projection.

@@ -13,7 +13,9 @@ import torch
 from factscope.errors import SpecError
 from factscope.experiments.attention_knockout import KnockoutResult, KnockoutSpec, control_sets, run
 from factscope.interventions import engine
-from factscope.interventions.attention import AttentionKnockout, Cut, default_flow_window, window
+from factscope.interventions.attention import Cut, default_flow_window, keep_masks, window
+from factscope.interventions.base import record_base
+from factscope.interventions.intervention import Intervention
 from factscope.models.dispatch import Plan
 from factscope.models.handle import ModelHandle
 from factscope.tokens import TokenizedQuery, tokenize
@@ -34,19 +36,20 @@ def cut(layer: int, queries: tuple[int, ...], keys: tuple[int, ...], heads: tupl
     return Cut(layer=layer, queries=queries, keys=keys, heads=heads)
 
 
-def knockouts_of_all_kinds() -> list[AttentionKnockout]:
+def knockouts_of_all_kinds() -> list[Intervention]:
     """Different first layers and positions, doubles, heads, nothing at all, and edges into the future."""
-    single = [AttentionKnockout(cuts=(cut(layer, (LAST,), (key,)),)) for layer in range(4) for key in range(LENGTH)]
-    early = [AttentionKnockout(cuts=(cut(1, (q,), (q - 1,)), cut(2, (LAST,), (0, 1)))) for q in (3, 5, 6)]
-    heads = [AttentionKnockout(cuts=(cut(2, (LAST,), (2, 3), (0, 2)), cut(2, (LAST,), (5,), (1,))))]
-    nothing = [AttentionKnockout(cuts=()), AttentionKnockout(cuts=(cut(1, (3,), (4, 5)),))]
+    single = [Intervention(cuts=(cut(layer, (LAST,), (key,)),)) for layer in range(4) for key in range(LENGTH)]
+    early = [Intervention(cuts=(cut(1, (q,), (q - 1,)), cut(2, (LAST,), (0, 1)))) for q in (3, 5, 6)]
+    heads = [Intervention(cuts=(cut(2, (LAST,), (2, 3), (0, 2)), cut(2, (LAST,), (5,), (1,))))]
+    nothing = [Intervention(cuts=()), Intervention(cuts=(cut(1, (3,), (4, 5)),))]
     return [*single, *early, *heads, *nothing, *single[:3], *early[:1]]
 
 
-def answers(handle: ModelHandle, ids: list[int], knockouts: list[AttentionKnockout], n_readout: int = 1) -> np.ndarray:
-    base = engine.record_base(handle, ids, n_readout=n_readout)
+def answers(handle: ModelHandle, ids: list[int], knockouts: list[Intervention], n_readout: int = 1) -> np.ndarray:
+    base = record_base(handle, ids, n_readout=n_readout)
     found: dict[int, np.ndarray] = {}
-    for indices, logits in engine.run_knockouts(handle, base, knockouts):
+    for indices, readout in engine.run(handle, base, knockouts):
+        logits = readout.logits()[:, 0]
         assert logits.shape == (len(indices), n_readout, handle.vocabulary)
         assert not set(indices) & set(found)
         found |= dict(zip(indices, logits.softmax(-1).numpy(), strict=True))
@@ -75,7 +78,7 @@ def test_the_cached_prefix_equals_whole_forwards(name: str) -> None:
     knockouts = knockouts_of_all_kinds()
     fast = answers(handle, ids, knockouts)
     for knockout, found in zip(knockouts, fast, strict=True):
-        keep = engine.keep_masks([knockout.cuts], LENGTH, 0, handle.info.n_heads, handle.device)
+        keep = keep_masks([knockout.cuts], LENGTH, 0, handle.info.n_heads, handle.device)
         whole = handle.forward(torch.tensor([ids]), Plan(keep=keep), last=1)[0].softmax(-1).numpy()
         assert float(np.abs(whole - found).max()) <= 1e-5
 
@@ -100,21 +103,22 @@ def test_slower_paths_give_the_same(name: str, missing: str) -> None:
 
 def test_the_base_run_is_the_plain_model_and_stays_as_it_was() -> None:
     handle, ids = known("llama")
-    base = engine.record_base(handle, ids, n_readout=2)
+    base = record_base(handle, ids, n_readout=2)
     plain = handle.forward(torch.tensor([ids]))
-    assert float((base.logits - plain[0, -2:]).abs().max()) <= 1e-4
-    before = [t.clone() for t in (*base.inputs, *base.keys, *base.values, base.logits)]
-    for _ in engine.run_knockouts(handle, base, knockouts_of_all_kinds()):
+    assert float((base.logits[0] - plain[0, -2:]).abs().max()) <= 1e-4
+    before = [t.clone() for t in (*base.states, *base.keys, *base.values, base.logits)]
+    for _ in engine.run(handle, base, knockouts_of_all_kinds()):
         pass
-    after = [*base.inputs, *base.keys, *base.values, base.logits]
+    after = [*base.states, *base.keys, *base.values, base.logits]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_a_run_that_cuts_nothing_is_the_base_run() -> None:
     handle, ids = known("gpt2")
-    base = engine.record_base(handle, ids)
-    nothing = [AttentionKnockout(cuts=()), AttentionKnockout(cuts=(cut(0, (2,), (3, 7)),))]
-    ((indices, logits),) = list(engine.run_knockouts(handle, base, nothing))
+    base = record_base(handle, ids)
+    nothing = [Intervention(cuts=()), Intervention(cuts=(cut(0, (2,), (3, 7)),))]
+    ((indices, readout),) = list(engine.run(handle, base, nothing))
+    logits = readout.logits()
     assert sorted(indices) == [0, 1]
     assert torch.equal(logits[0], base.logits)
     assert torch.equal(logits[1], base.logits)
@@ -157,7 +161,7 @@ def test_edges_into_the_future_change_nothing_and_say_so() -> None:
 
 def test_progress_fills_the_grid_and_ends_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     handle, ids = known("gpt2")
-    monkeypatch.setattr(engine, "MAX_ROWS", 8)
+    monkeypatch.setattr(engine, "WAVE_WORK", 1)
     steps: list[tuple[int, int, KnockoutResult]] = []
     final = run(
         handle, query_on(ids, SPAN), KnockoutSpec(sources=("each",), window=1), progress=lambda *s: steps.append(s)
@@ -165,11 +169,13 @@ def test_progress_fills_the_grid_and_ends_complete(monkeypatch: pytest.MonkeyPat
     assert [step[0] for step in steps] == sorted(step[0] for step in steps)
     assert steps[-1][0] == steps[-1][1] == 4 * LENGTH
     assert len(steps) > 3
-    for done, _, partial in steps:
+    assert steps[0] == (0, 4 * LENGTH, None)  # before the plain run, which may take its time
+    shown = [(done, partial) for done, _, partial in steps if partial is not None]
+    for done, partial in shown:
         known_cells = ~np.isnan(partial.p_knockout)
         assert int(known_cells.sum()) == done == len(partial.table())
         assert np.array_equal(partial.p_knockout[known_cells], final.p_knockout[known_cells])
-    first = np.flatnonzero(~np.isnan(steps[1][2].p_knockout).all(axis=0))
+    first = np.flatnonzero(~np.isnan(shown[1][1].p_knockout).all(axis=0))
     assert len(first) >= 1
 
 

@@ -103,7 +103,7 @@ def test_last_row_is_the_models_output(family: str) -> None:
     with torch.no_grad():
         own = chosen.model(torch.tensor([ids])).logits[0].softmax(-1).numpy()
     close(np.take_along_axis(own, result.top_ids[-1], -1), result.top_probability[-1])
-    assert result.p_target == pytest.approx(result.target_probability[-1, -1], abs=1e-6)
+    assert result.p_target == pytest.approx(result.target_probability[-1, -1], abs=5e-6)
     assert result.rank == result.target_rank[-1, -1] == 1
     assert result.target.ids[0] == int(trace.logits[-1].argmax())
 

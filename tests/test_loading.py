@@ -180,7 +180,7 @@ def test_a_folder_is_loaded_whole(folder: Path, capfd: pytest.CaptureFixture[str
     assert handle.warnings == ()
     assert not handle._model.training
     assert not any(parameter.requires_grad for parameter in handle._model.parameters())
-    assert handle._model.config._attn_implementation == "eager"
+    assert handle._model.config._attn_implementation == "factscope"
     assert [stage.split()[0] for stage in stages] == ["looking", "reading", "measuring"]
     assert capfd.readouterr() == ("", "")
 

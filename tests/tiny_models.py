@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -525,3 +526,26 @@ class SlowTokenizer(PreTrainedTokenizer):
             for token in tokens
         )
         return b"".join(pieces).decode(errors="replace")
+
+
+def save_gpt2(folder: Path, *, layers: int, width: int, positions: int) -> Path:
+    """A folder with a random GPT-2 of some size and its tokenizer."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = tiny_tokenizer("byte")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=width,
+            n_layer=layers,
+            n_head=4,
+            n_positions=positions,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+        model = GPT2LMHeadModel(config).eval()
+    redraw(model, 3, scale=1.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

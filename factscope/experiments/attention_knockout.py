@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
 from factscope import measures
 from factscope.errors import SpecError
@@ -33,14 +32,14 @@ from factscope.experiments.results import (
     resolve_target,
     scored_ids,
     silent,
-    target_log_odds,
-    target_log_probability,
     target_warnings,
     tokenized,
 )
-from factscope.interventions.attention import AttentionKnockout, Cut, default_flow_window, window
-from factscope.interventions.engine import Base, record_base, refuse_empty_rows, run_knockouts
+from factscope.interventions import engine
+from factscope.interventions.attention import Cut, default_flow_window, window
+from factscope.interventions.intervention import Intervention
 from factscope.models.handle import ModelHandle, ModelInfo
+from factscope.models.head import Scores, scores_of_logits
 from factscope.queries import Query
 from factscope.tokens import Target, TokenizedQuery
 
@@ -153,12 +152,18 @@ def run(
     seen = tokenized(model, query)
     plan = _plan(model, seen, spec)
     _require_heads(model, plan.knockouts)
-    target, base = _base(model, seen)
-    scored = scored_ids(seen, target)
-    knockouts = [_with_readout(knockout, seen, spec, len(scored)) for knockout in plan.knockouts]
-    refuse_empty_rows(base, knockouts)
-    rank = int(measures.rank(base.logits[0], target.ids[0]))
-    p_base, odds_base = _score(base.logits[None], scored)
+    named = named_target(model, seen)
+    scored = () if named is None else scored_ids(seen, named)
+    n_scored = max(1, len(scored))
+    knockouts = [_with_readout(knockout, seen, spec, n_scored) for knockout in plan.knockouts]
+    ids = [*seen.ids, *scored[:-1]]
+    timed(0, len(knockouts), None)
+    base, answers = engine.record_and_run(model, ids, knockouts, n_readout=n_scored, step=timed.step)
+    target = named or resolve_target(model, seen, base.logits[0, 0])
+    scored = scored or scored_ids(seen, target)
+    engine.refuse_empty_rows(base, knockouts)
+    rank = int(measures.rank(base.logits[0, 0], target.ids[0]))
+    p_base, odds_base = _score(scores_of_logits(base.logits[None], scored))
     p, odds = (np.full((len(plan.sources), len(plan.layers)), np.nan) for _ in range(2))
     warnings = seen.warnings + target_warnings(model, seen, target) + plan.warnings
     done = 0
@@ -173,8 +178,8 @@ def run(
         )  # fmt: skip
 
     timed(0, len(knockouts), snapshot())
-    for indices, logits in run_knockouts(model, base, knockouts):
-        chunk_p, chunk_odds = _score(logits, scored)
+    for indices, readout in answers:
+        chunk_p, chunk_odds = _score(readout.scores(scored))
         for index, value, odd in zip(indices, chunk_p, chunk_odds, strict=True):
             p[plan.cells[index]], odds[plan.cells[index]] = value, odd
         done += len(indices)
@@ -188,29 +193,19 @@ class _RunPlan:
     sources: tuple[str, ...]
     positions: tuple[tuple[int, ...], ...]
     layers: tuple[int, ...]
-    knockouts: tuple[AttentionKnockout, ...]
+    knockouts: tuple[Intervention, ...]
     cells: tuple[tuple[int, int], ...]
     warnings: tuple[str, ...]
 
 
-def _base(model: ModelHandle, query: TokenizedQuery) -> tuple[Target, Base]:
-    """The target, and the recorded run that reads out every scored token of it."""
-    target = named_target(model, query)
-    if target is None:
-        base = record_base(model, query.ids)
-        return resolve_target(model, query, base.logits[0]), base
-    scored = scored_ids(query, target)
-    return target, record_base(model, [*query.ids, *scored[:-1]], n_readout=len(scored))
-
-
-def _require_heads(model: ModelHandle, knockouts: Sequence[AttentionKnockout]) -> None:
+def _require_heads(model: ModelHandle, knockouts: Sequence[Intervention]) -> None:
     if any(cut.heads is not None for knockout in knockouts for cut in knockout.cuts):
         model.require("head_knockout", "knockout of single heads")
 
 
-def _score(logits: torch.Tensor, scored: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    log_p = target_log_probability(logits, scored)
-    return log_p.exp().double().cpu().numpy(), target_log_odds(logits, scored, log_p).cpu().numpy()
+def _score(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Probability and log-odds of the answer under each run."""
+    return scores.log_probability[:, 0].exp().cpu().numpy(), scores.log_odds[:, 0].cpu().numpy()
 
 
 def _plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _RunPlan:
@@ -227,14 +222,16 @@ def _plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _Run
     warnings += more + _future_warnings(sources, at)
     order = coarse_to_fine(n)
     cells = tuple((i, layer) for layer in order for i in range(len(sources)))
-    knockouts = []
-    for i, center in cells:
-        cuts = []
-        for layer in window(center, size, n):
-            chosen = None if heads is None else heads.get(layer, ())
-            if chosen is None or chosen:
-                cuts.append(Cut(layer=layer, queries=(at,), keys=sources[i][1], heads=chosen))
-        knockouts.append(AttentionKnockout(cuts=tuple(cuts)))
+    cuts: dict[tuple[int, int], Cut] = {}
+    for layer in range(n):
+        chosen = None if heads is None else heads.get(layer, ())
+        if chosen is None or chosen:
+            for i, (_, keys) in enumerate(sources):
+                cuts[i, layer] = Cut(layer=layer, queries=(at,), keys=keys, heads=chosen)
+    knockouts = [
+        Intervention(cuts=tuple(cuts[i, layer] for layer in window(center, size, n) if (i, layer) in cuts))
+        for i, center in cells
+    ]
     return _RunPlan(
         window=size,
         sources=tuple(name for name, _ in sources),
@@ -269,15 +266,13 @@ def _edge_plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) ->
         sources=("edges",),
         positions=(tuple(sorted({key for cut in cuts for key in cut.keys})),),
         layers=(layers[0],),
-        knockouts=(AttentionKnockout(cuts=tuple(cuts)),),
+        knockouts=(Intervention(cuts=tuple(cuts)),),
         cells=((0, 0),),
         warnings=warnings,
     )
 
 
-def _with_readout(
-    knockout: AttentionKnockout, query: TokenizedQuery, spec: KnockoutSpec, n_scored: int
-) -> AttentionKnockout:
+def _with_readout(knockout: Intervention, query: TokenizedQuery, spec: KnockoutSpec, n_scored: int) -> Intervention:
     """A cut into the last prompt position also holds for the appended tokens of the answer that read out the next
     one.
     """
@@ -288,7 +283,7 @@ def _with_readout(
     for cut in knockout.cuts:
         queries = cut.queries + appended if query.last in cut.queries else cut.queries
         cuts.append(Cut(layer=cut.layer, queries=queries, keys=cut.keys, heads=cut.heads))
-    return AttentionKnockout(cuts=tuple(cuts))
+    return Intervention(cuts=tuple(cuts))
 
 
 def _window(size: int | None, n_layers: int) -> tuple[int, tuple[str, ...]]:

@@ -34,6 +34,7 @@ from factscope.experiments.results import (
 )
 from factscope.models.dispatch import Plan
 from factscope.models.handle import ModelHandle, ModelInfo
+from factscope.models.head import Distribution, distribution_of_states
 from factscope.queries import Query
 from factscope.tokens import Target, TokenizedQuery, token_text
 
@@ -41,7 +42,7 @@ Site = Literal["block", "mlp", "attention"]
 Projection = Literal["normed", "raw"]
 EMBEDDING = -1
 """The layer number of the embedding column."""
-_CHUNK_BYTES = 256 * 2**20
+_CHUNK_STATES = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +146,9 @@ def run(
         )  # fmt: skip
 
     timed(0, len(layers), None)
-    for chunk in _chunks(order, len(positions) if spec.projection == "raw" else len(seen.ids), model.vocabulary):
-        projected = _project(model, seen, states[chunk], spec.projection)[:, list(positions)]
-        grid.fill(chunk, projected, target.ids[0], spec)
+    asked = (target.ids[0], *spec.pinned)
+    for chunk in _chunks(order, len(positions)):
+        grid.fill(chunk, _project(model, states[chunk][:, list(positions)], spec, asked))
         for token in {*np.unique(grid.top_ids[chunk]).tolist(), *spec.pinned, target.ids[0]} - texts.keys():
             texts[token] = token_text(model.tokenizer, token)
         done += len(chunk)
@@ -201,18 +202,16 @@ def record_states(model: ModelHandle, query: TokenizedQuery, site: Site) -> tupl
     return tuple(range(first, n)), states, logits
 
 
-def _chunks(order: list[int], positions: int, vocabulary: int) -> Iterator[list[int]]:
-    size = max(1, min(8, _CHUNK_BYTES // max(1, positions * vocabulary * 4)))
+def _chunks(order: list[int], positions: int) -> Iterator[list[int]]:
+    """Layers that are projected together: some hundred states make good use of a matrix product."""
+    size = max(1, _CHUNK_STATES // positions)
     for begin in range(0, len(order), size):
         yield order[begin : begin + size]
 
 
-def _project(model: ModelHandle, query: TokenizedQuery, states: Tensor, projection: Projection) -> Tensor:
-    """Logits [layer, position, vocabulary] of states [layer, position, d_model]."""
-    if projection == "raw":
-        return model.unembed(states)
-    ids = torch.tensor([query.ids], device=model.device).expand(states.shape[0], -1)
-    return model.forward(ids, Plan(start_layer=model.info.n_layers, resume=states))
+def _project(model: ModelHandle, states: Tensor, spec: LensSpec, asked: tuple[int, ...]) -> Distribution:
+    """What states [layer, position, d_model] say about the tokens asked for, rows flattened."""
+    return distribution_of_states(model, states.flatten(0, 1), asked, spec.top_k, raw=spec.projection == "raw")
 
 
 class _Grid:
@@ -228,17 +227,17 @@ class _Grid:
         self.pinned_rank = np.zeros((*shape, len(spec.pinned)), dtype=np.int64)
         self.pinned_probability = np.full((*shape, len(spec.pinned)), np.nan)
 
-    def fill(self, rows: list[int], logits: Tensor, target: int, spec: LensSpec) -> None:
-        log_p = measures.log_probabilities(logits)
-        values, tokens = log_p.topk(spec.top_k, dim=-1)
-        self.top_ids[rows] = tokens.cpu().numpy()
-        self.top_probability[rows] = values.exp().cpu().numpy()
-        self.target_rank[rows] = measures.rank(logits, target).cpu().numpy()
-        self.target_probability[rows] = log_p[..., target].exp().cpu().numpy()
-        self.entropy[rows] = -(log_p.exp() * log_p).sum(dim=-1).cpu().numpy()
-        for i, token in enumerate(spec.pinned):
-            self.pinned_rank[rows, :, i] = measures.rank(logits, token).cpu().numpy()
-            self.pinned_probability[rows, :, i] = log_p[..., token].exp().cpu().numpy()
+    def fill(self, rows: list[int], found: Distribution) -> None:
+        """Write down whole layers."""
+
+        def cells(values: Tensor) -> np.ndarray:
+            return values.unflatten(0, (len(rows), -1)).cpu().numpy()
+
+        self.top_ids[rows], self.top_probability[rows] = cells(found.top_ids), cells(found.top_probability)
+        rank, probability = cells(found.rank), cells(found.probability)
+        self.target_rank[rows], self.target_probability[rows] = rank[..., 0], probability[..., 0]
+        self.pinned_rank[rows], self.pinned_probability[rows] = rank[..., 1:], probability[..., 1:]
+        self.entropy[rows] = cells(found.entropy)
 
     def result(self, **axes: object) -> LensResult:
         arrays = {name: array.copy() for name, array in vars(self).items()}

@@ -26,12 +26,11 @@ from factscope.experiments.results import (
     resolve_target,
     scored_ids,
     silent,
-    target_log_odds,
-    target_log_probability,
     target_warnings,
     tokenized,
 )
 from factscope.models.handle import ModelHandle, ModelInfo
+from factscope.models.head import scores_of_logits
 from factscope.queries import Query
 from factscope.tokens import Target, TokenizedQuery, token_text
 
@@ -120,8 +119,7 @@ def run(
     timed(2, 3, None)
     continuation, steps = _continue(model, seen.ids, spec.continuation_tokens)
     scored = scored_ids(seen, target)
-    log_p = target_log_probability(answer[None, : len(scored)], scored)
-    odds = target_log_odds(answer[None, : len(scored)], scored, log_p)
+    scores = scores_of_logits(answer[: len(scored)], scored)
     known = None
     if seen.query.answer is not None:
         known = answer.argmax(dim=-1).tolist() == list(target.ids)
@@ -130,8 +128,8 @@ def run(
         query=seen,
         model=model.info,
         target=target,
-        p_target=float(log_p[0].exp()),
-        log_odds=float(odds[0]),
+        p_target=float(scores.log_probability.exp()),
+        log_odds=float(scores.log_odds),
         rank=int(measures.rank(logits, target.ids[0])),
         entropy=float(measures.entropy(logits)),
         top=_top(model, logits, spec.top_k),

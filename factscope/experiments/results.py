@@ -6,10 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from factscope import measures
 from factscope.errors import ModelFilesError, TargetError
 from factscope.models.handle import ModelHandle
 from factscope.queries import Query
@@ -19,8 +17,8 @@ from factscope.tokens import Target, TokenizedQuery, answer_target, token_text, 
 BUNDLED = "bundled"
 """Name of the model that ships with the project."""
 
-NEAR_ONE = -0.5
-"""Log-probability above which log-odds are computed from the other tokens' logits."""
+STEP_SECONDS = 0.05
+"""Shortest time between two calls of progress from within a computation."""
 
 Progress = Callable[[int, int, Any], None]
 """``progress(done, total, partial)``: steps done, steps in all, the result so far (or None). May raise
@@ -45,6 +43,7 @@ class Timed:
         self._progress = progress
         self._started = time.perf_counter()
         self._outside = 0.0
+        self._last = self._started, (0, 0)
 
     def __call__(self, done: int, total: int, partial: Any) -> None:
         """Hand on to the caller's progress."""
@@ -52,7 +51,14 @@ class Timed:
         try:
             self._progress(done, total, partial)
         finally:
-            self._outside += time.perf_counter() - called
+            now = time.perf_counter()
+            self._outside += now - called
+            self._last = now, (done, total)
+
+    def step(self) -> None:
+        """Between layers of a long computation: the caller's progress may end it, or hand the turn to others."""
+        if time.perf_counter() - self._last[0] > STEP_SECONDS:
+            self(*self._last[1], None)
 
     @property
     def seconds(self) -> float:
@@ -162,33 +168,6 @@ def target_warnings(model: ModelHandle, query: TokenizedQuery, target: Target) -
 def scored_ids(query: TokenizedQuery, target: Target) -> tuple[int, ...]:
     """Tokens of the target that are scored: the first, or all of them (``Query.score``)."""
     return target.ids if query.query.score == "sequence" else target.ids[:1]
-
-
-def target_log_probability(logits: Tensor, ids: tuple[int, ...]) -> Tensor:
-    """Log-probability in nats of the scored tokens, teacher-forced.
-
-    Args:
-        logits: [row, readout, vocabulary], one read-out position per scored token.
-    """
-    index = torch.tensor(ids, device=logits.device).view(1, -1, 1).expand(logits.shape[0], -1, 1)
-    chosen = logits.gather(-1, index)[..., 0]
-    return (chosen - torch.logsumexp(logits, dim=-1)).sum(dim=-1)
-
-
-def target_log_odds(logits: Tensor, ids: tuple[int, ...], log_p: Tensor) -> Tensor:
-    """``log p - log(1 - p)`` of the scored tokens, in nats, float64.
-
-    Where p is large, 1 - p is summed over the other tokens, since float32 cannot hold it otherwise.
-
-    Args:
-        logits: as for ``target_log_probability``, which gave ``log_p`` [row].
-    """
-    near_one = log_p > NEAR_ONE
-    precise = log_p.double()
-    if near_one.any():
-        each = [measures.log_odds(logits[near_one, i], token).double() for i, token in enumerate(ids)]
-        precise[near_one] = -torch.nn.functional.softplus(-torch.stack(each)).sum(dim=0)
-    return measures.log_odds_of_log_probability(precise)
 
 
 def coarse_to_fine(n: int) -> list[int]:

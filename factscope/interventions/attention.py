@@ -1,8 +1,14 @@
-"""Descriptions of attention knockouts (Geva et al. 2023, section 4): which edges are cut in which layers and heads."""
+"""Attention knockouts (Geva et al. 2023, section 4): which edges are cut in which layers and heads."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,34 +27,43 @@ class Cut:
     keys: tuple[int, ...]
     heads: tuple[int, ...] | None = None
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.layer, self.queries, self.keys, self.heads))
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionKnockout:
-    """One run: all its cuts together."""
+    def __hash__(self) -> int:
+        """Computed once: thousands of runs share their cuts."""
+        return self._hash
 
-    cuts: tuple[Cut, ...]
+    @cached_property
+    def all_past(self) -> bool:
+        """Whether every edge leads to the same or an earlier position, in some head."""
+        return bool(self.heads is None or self.heads) and max(self.keys) <= min(self.queries)
 
-    def effective(self) -> AttentionKnockout:
-        """Without the edges into the future, which do not exist in a causal model."""
-        if all((cut.heads is None or cut.heads) and max(cut.keys) <= min(cut.queries) for cut in self.cuts):
-            return self
-        kept = []
-        for cut in self.cuts:
-            queries = tuple(q for q in cut.queries if any(k <= q for k in cut.keys))
-            if queries and (cut.heads is None or cut.heads):
-                keys = tuple(k for k in cut.keys if k <= max(queries))
-                kept.append(Cut(layer=cut.layer, queries=queries, keys=keys, heads=cut.heads))
-        return AttentionKnockout(cuts=tuple(kept))
 
-    @property
-    def first_layer(self) -> int:
-        """The lowest layer that differs from the plain run."""
-        return min(cut.layer for cut in self.cuts)
-
-    @property
-    def first_position(self) -> int:
-        """The first position that differs from the plain run."""
-        return min(min(cut.queries) for cut in self.cuts)
+def keep_masks(
+    runs: Sequence[Sequence[Cut]], length: int, begin: int, n_heads: int, device: torch.device
+) -> dict[int, Bool[Tensor, "row head query key"]]:
+    """Per layer, which attention edges stay, for queries from position ``begin`` on; one head axis unless heads
+    differ.
+    """
+    cut_edges: dict[int, list[tuple[int, int, int, int]]] = {}
+    every_head = -1
+    for row, cuts in enumerate(runs):
+        for cut in cuts:
+            heads = (every_head,) if cut.heads is None else cut.heads
+            edges = ((row, h, q - begin, k) for h in heads for q in cut.queries for k in cut.keys)
+            cut_edges.setdefault(cut.layer, []).extend(edges)
+    masks = {}
+    for layer, edges in sorted(cut_edges.items()):
+        rows, heads, queries, keys = torch.tensor(edges).unbind(dim=1)
+        by_head = bool((heads != every_head).any())
+        mask = torch.ones(len(runs), n_heads if by_head else 1, length - begin, length, dtype=torch.bool)
+        chosen = heads != every_head
+        mask[rows[~chosen], :, queries[~chosen], keys[~chosen]] = False
+        mask[rows[chosen], heads[chosen], queries[chosen], keys[chosen]] = False
+        masks[layer] = mask.to(device)
+    return masks
 
 
 def window(center: int, size: int, n_layers: int) -> range:

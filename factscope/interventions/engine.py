@@ -1,93 +1,101 @@
 """Run many interventions on one query, exactly, without computing what cannot change.
 
-A ``Base`` is one recorded ordinary forward. A knockout changes nothing below its first cut layer and nothing before its
-first cut position, so a run starts there: blocks below are skipped, the recorded input of that block is put in, keys
-and values of earlier positions come from the record, and only the changed positions (for a cut into the last token:
-one) go through the model's own blocks. Many runs share one forward; equal runs are run once.
+A ``Base`` is one recorded forward. An intervention changes nothing below its first layer and nothing before its first
+position, so a run starts there: blocks below are skipped, the recorded input of that block is put in, and keys and
+values of earlier positions come from the record. Equal runs are run once.
 
-Exact for every family whose ``suffix`` capability was verified on load; others run all positions from the first cut
-layer (``resume``) or the whole forward.
+Two paths give the same numbers. The fast one sends all runs through the layers together (``sweep``); it is for families
+whose attention goes through transformers' interface, verified on load. The universal one gives each run rows of its
+own in the model's own forward: on a cached prefix (``suffix``), all positions from the first changed layer (``resume``)
+or the whole forward. It is the plain computation that the fast path is tested against, and takes over where a sweep is
+refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from factscope.errors import SpecError
-from factscope.interventions.attention import AttentionKnockout, Cut
-from factscope.models.dispatch import Plan
+from factscope.interventions.attention import Cut, keep_masks
+from factscope.interventions.base import Base, outline_base, record_base
+from factscope.interventions.intervention import Intervention, Patch
+from factscope.interventions.sweep import Joining, Ride, Sweep, SweepRefused, supports
+from factscope.interventions.weights import WeightDelta
+from factscope.models.dispatch import Replacement
 from factscope.models.handle import ModelHandle
+from factscope.models.head import Scores, scores_of_logits, scores_of_states
 
-PACKED_LAYERS = 16
-"""Deeper models keep one row per run: there progress and cancel in small steps matter more than the copies."""
-PACKED_TOLERANCE = 1e-4
-"""Largest difference in logits, as a share of their scale, between a run without a cut and the plain run."""
+logger = logging.getLogger(__name__)
+
+WAVE_WORK = 150_000_000_000
+"""Floating-point operations after which a wave of runs ends and its numbers are handed over: a second or two."""
+WAVE_BYTES = 192 * 2**20
+"""Bytes that the widest layer of one wave may take."""
+ROW_OVERHEAD = 20.0
+"""Reading a layer's weights once costs as much as computing so many rows."""
 MAX_ROWS, MIN_ROWS = 192, 8
-"""Runs that share a forward: matrix products of fewer than some 200 rows leave a core half idle."""
+"""Rows of a forward on the universal path: products of fewer than some 200 rows leave a core half idle."""
 CHUNK_WORK = 50_000_000_000
-"""Floating-point operations after which a chunk ends: progress and cancel come about twice a second on a core."""
+"""Floating-point operations of one forward on the universal path."""
 CACHE_BUDGET = 256 * 2**20
-"""Bytes that the copied keys and values of one chunk of runs may take."""
+"""Bytes that the copied keys and values of one such forward may take."""
+
+Step = Callable[[], None]
+"""Called between layers; may raise to end the computation."""
+
+
+def no_step() -> None:
+    """A step that does nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Base:
-    """One recorded forward of one sequence.
+class Readout:
+    """What runs came to at the read-out positions: final states, or logits where the model takes no states in.
 
     Attributes:
-        ids: token ids, the prompt and, where a whole answer is scored, its tokens but the last.
-        n_readout: how many last positions are read out (1, or the number of answer tokens).
-        logits: at these positions.
-        inputs: input of every block.
-        allowed: per layer, which edges the model's own mask leaves open; empty where nothing can be cut.
-        keys, values: per layer, as the model caches them; empty where the family has no such cache.
+        pick: row of each run; equal runs share one.
     """
 
-    ids: Int[Tensor, " position"]
-    n_readout: int
-    logits: Float[Tensor, "readout vocabulary"]
-    inputs: tuple[Float[Tensor, "position d_model"], ...]
-    allowed: tuple[Bool[Tensor, "query key"], ...] = ()
-    keys: tuple[Tensor, ...] = ()
-    values: tuple[Tensor, ...] = ()
+    model: ModelHandle
+    pick: list[int]
+    states: Float[Tensor, "row sample readout d_model"] | None = None
+    whole: Float[Tensor, "row sample readout vocabulary"] | None = None
+
+    def scores(self, ids: Sequence[int]) -> Scores:
+        """Scores [run, sample] of the tokens, token ``ids[i]`` at read-out position i."""
+        if self.states is None:
+            assert self.whole is not None
+            found = scores_of_logits(self.whole, ids)
+            return Scores(logit=found.logit[self.pick], others=found.others[self.pick])
+        rows, samples = self.states.shape[:2]
+        found = scores_of_states(self.model, self.states.flatten(0, 1), ids)
+        logit, others = (part.view(rows, samples, -1)[self.pick] for part in (found.logit, found.others))
+        return Scores(logit=logit, others=others)
+
+    def logits(self) -> Float[Tensor, "run sample readout vocabulary"]:
+        """Whole logits of all runs; large."""
+        if self.states is None:
+            assert self.whole is not None
+            return self.whole[self.pick]
+        rows, samples = self.states.shape[:2]
+        return self.model.logits(self.states.flatten(0, 1)).unflatten(0, (rows, samples))[self.pick]
 
 
-def record_base(model: ModelHandle, ids: Sequence[int], *, n_readout: int = 1) -> Base:
-    """Run the plain model once and keep what later runs resume from."""
-    tokens = torch.tensor([list(ids)], device=model.device)
-    layers = range(model.info.n_layers)
-    cuttable = model.capabilities["knockout"].ok
-    sites = ("input", "allowed") if cuttable else ("input",)
-    plan = Plan(capture=frozenset((site, layer) for layer in layers for site in sites))
-    suffix = model.capabilities["suffix"].ok
-    cache: Any = DynamicCache() if suffix else None
-    logits = model.forward(tokens, plan, cache=cache, last=n_readout)
-    return Base(
-        ids=tokens[0],
-        n_readout=n_readout,
-        logits=logits[0],
-        inputs=tuple(plan.captured["input", layer][0] for layer in layers),
-        allowed=tuple(plan.captured["allowed", layer] for layer in layers) if cuttable else (),
-        keys=tuple(layer.keys for layer in cache.layers) if suffix else (),
-        values=tuple(layer.values for layer in cache.layers) if suffix else (),
-    )
-
-
-def refuse_empty_rows(base: Base, knockouts: Sequence[AttentionKnockout]) -> None:
+def refuse_empty_rows(base: Base, runs: Sequence[Intervention]) -> None:
     """Refuse a cut that leaves some position of some head nothing to attend to.
 
     Raises:
         SpecError: names the layer and the position.
     """
     open_keys: dict[tuple[int, int], frozenset[int]] = {}
-    for cuts in {frozenset(knockout.cuts) for knockout in knockouts}:
+    for cuts in {frozenset(run.cuts) for run in runs}:
         by_row: dict[tuple[int, int], list[Cut]] = {}
         for cut in cuts:
             for query in cut.queries:
@@ -107,128 +115,239 @@ def refuse_empty_rows(base: Base, knockouts: Sequence[AttentionKnockout]) -> Non
                     )
 
 
-def run_knockouts(
-    model: ModelHandle, base: Base, knockouts: Sequence[AttentionKnockout]
-) -> Iterator[tuple[list[int], Float[Tensor, "row readout vocabulary"]]]:
-    """Logits at the read-out positions under each knockout, in chunks.
+Answers = Iterator[tuple[list[int], Readout]]
+"""Indices of the interventions that are answered, and their read-outs."""
 
-    Runs of one chunk share a forward from the lowest layer at which any of them is cut: a run whose own cuts come later
-    repeats the plain computation until then, which costs less than a forward of few rows.
+
+def run(model: ModelHandle, base: Base, interventions: Sequence[Intervention], *, step: Step = no_step) -> Answers:
+    """What the runs come to, some at a time.
+
+    Args:
+        step: called between layers.
 
     Yields:
-        The indices of the knockouts that a chunk answers, and their logits. Chunks follow the given order.
+        The indices of the interventions that are answered, and their read-outs. Waves follow the given order.
     """
-    groups: dict[int, dict[AttentionKnockout, list[int]]] = {}
-    nothing: list[int] = []
-    for index, knockout in enumerate(knockouts):
-        effective = knockout.effective()
-        if effective.cuts:
-            groups.setdefault(effective.first_position, {}).setdefault(effective, []).append(index)
-        else:
-            nothing.append(index)
+    order, nothing = _different(base, interventions)
     if nothing:
-        yield nothing, base.logits.expand(len(nothing), *base.logits.shape)
-    for position, members in groups.items():
-        runs = list(members)
-        size = _rows(model, base, position)
-        for begin in range(0, len(runs), size):
-            chunk = runs[begin : begin + size]
-            logits = _run_packed(model, base, chunk, position) if _can_pack(model, base, chunk, position) else None
-            if logits is None:
-                logits = _run_chunk(model, base, chunk, position)
-            where = [(row, i) for row, run in enumerate(chunk) for i in members[run]]
-            yield [i for _, i in where], logits[[row for row, _ in where]]
+        yield nothing, Readout(model=model, pick=[0] * len(nothing), whole=base.logits[None])
+    yield from _run_waves(model, base, order, list(order), step)
 
 
-def _rows(model: ModelHandle, base: Base, position: int) -> int:
+def record_and_run(
+    model: ModelHandle,
+    ids: Sequence[int],
+    interventions: Sequence[Intervention],
+    *,
+    n_readout: int = 1,
+    deltas: Sequence[WeightDelta] = (),
+    step: Step = no_step,
+) -> tuple[Base, Answers]:
+    """Record the base and run interventions on it; where they change the last position alone, in one and the same pass.
+
+    Args:
+        step: called between layers.
+    """
+    outline = outline_base(model, ids, n_readout=n_readout, deltas=deltas)
+    order, nothing = _different(outline, interventions)
+    riders = next(_waves(model, outline, list(order)), [])
+    if model.rides and riders and Ride.carries(riders, outline):
+        try:
+            base, states = Ride(model, outline, riders, step).record()
+        except SweepRefused as refused:
+            logger.warning("%s: runs go after the plain forward, since %s", model.info.name, refused)
+        else:
+            return base, _after_ride(model, base, order, nothing, riders, states, step)
+    base = record_base(model, ids, n_readout=n_readout, deltas=deltas)
+    return base, run(model, base, interventions, step=step)
+
+
+def _after_ride(
+    model: ModelHandle,
+    base: Base,
+    order: dict[Intervention, list[int]],
+    nothing: list[int],
+    riders: Sequence[Intervention],
+    states: Tensor,
+    step: Step,
+) -> Answers:
+    if nothing:
+        yield nothing, Readout(model=model, pick=[0] * len(nothing), whole=base.logits[None])
+    indices, pick = _places(riders, order)
+    yield indices, Readout(model=model, pick=pick, states=states)
+    yield from _run_waves(model, base, order, list(order)[len(riders) :], step)
+
+
+def _different(base: Base, interventions: Sequence[Intervention]) -> tuple[dict[Intervention, list[int]], list[int]]:
+    """Different runs with the indices of the interventions that they answer, and those that change nothing."""
+    order: dict[Intervention, list[int]] = {}
+    nothing: list[int] = []
+    for index, intervention in enumerate(interventions):
+        effective = intervention.effective(base)
+        (order.setdefault(effective, []) if effective.changes else nothing).append(index)
+    return order, nothing
+
+
+def _run_waves(
+    model: ModelHandle, base: Base, order: dict[Intervention, list[int]], runs: list[Intervention], step: Step
+) -> Answers:
+    joining = Joining(model, base)
+    for wave in _waves(model, base, runs):
+        states: list[Tensor] = []
+        swept: list[Intervention] = []
+        for begin, runs in _groups(model, base, wave):
+            try:
+                if supports(model, base):
+                    states.append(Sweep(model, base, runs, begin, joining, step).run())
+                    swept += runs
+                    continue
+            except SweepRefused as refused:
+                logger.warning("%s: one row per run instead, since %s", model.info.name, refused)
+            size = _rows(model, base, begin)
+            for first in range(0, len(runs), size):
+                step()
+                some = runs[first : first + size]
+                indices, pick = _places(some, order)
+                yield indices, Readout(model=model, pick=pick, whole=run_rows(model, base, some, begin))
+        if swept:
+            indices, pick = _places(swept, order)
+            yield indices, Readout(model=model, pick=pick, states=torch.cat(states))
+
+
+def _places(runs: Sequence[Intervention], order: dict[Intervention, list[int]]) -> tuple[list[int], list[int]]:
+    """Indices of the interventions that some runs answer, and the run of each."""
+    where = [(index, row) for row, run_ in enumerate(runs) for index in order[run_]]
+    return [index for index, _ in where], [row for _, row in where]
+
+
+# ---------------------------------------------------------------------------- what is run together
+
+
+def _waves(model: ModelHandle, base: Base, runs: list[Intervention]) -> Iterator[list[Intervention]]:
+    """Runs in the given order, as many at a time as work and memory allow."""
+    operations = 2 * max(1, model.n_parameters - model.vocabulary * model.info.d_model) / model.info.n_layers
+    scores = 3 * model.info.n_heads * base.length
+    token_bytes = (12 * model.info.d_model + scores) * base.logits.element_size()
+    wave: list[Intervention] = []
+    work = size = 0.0
+    for run_ in runs:
+        tokens = base.n_samples * (base.length - run_.first_position)
+        cost = tokens * operations * (base.n_layers - run_.first_layer)
+        if wave and (work + cost > WAVE_WORK or size + tokens * token_bytes > WAVE_BYTES):
+            yield wave
+            wave, work, size = [], 0.0, 0.0
+        wave.append(run_)
+        work, size = work + cost, size + tokens * token_bytes
+    if wave:
+        yield wave
+
+
+def _groups(model: ModelHandle, base: Base, wave: list[Intervention]) -> list[tuple[int, list[Intervention]]]:
+    """Runs that share a forward, with the position from which it computes.
+
+    A run may start before its first changed position: that costs rows, and saves a forward that would have few. The
+    cheapest division of the positions into neighbours that go together is found by dynamic programming.
+    """
+    at: dict[int, list[Intervention]] = {}
+    for run_ in wave:
+        at.setdefault(min(run_.first_position, base.length - base.n_readout), []).append(run_)
+    positions = sorted(at)
+    if not supports(model, base):
+        return [(position, at[position]) for position in at]
+    rows = [sum(base.n_layers - r.first_layer for r in at[p]) * base.n_samples for p in positions]
+    layers = [base.n_layers - min(r.first_layer for r in at[p]) for p in positions]
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(positions) + 1):
+        options = []
+        for first in range(end):
+            tokens = sum(rows[first:end]) * (base.length - positions[first])
+            options.append((best[first][0] + ROW_OVERHEAD * max(layers[first:end]) + tokens, first))
+        best.append(min(options))
+    groups = []
+    end = len(positions)
+    while end:
+        first = best[end][1]
+        groups.append((positions[first], [r for p in positions[first:end] for r in at[p]]))
+        end = first
+    return groups[::-1]
+
+
+# ---------------------------------------------------------------------------- the universal path
+
+
+def _rows(model: ModelHandle, base: Base, begin: int) -> int:
     """How many runs share a forward: their copies of cached keys and values and their work stay within the budgets."""
     copied = sum(k[0].numel() + v[0].numel() for k, v in zip(base.keys, base.values, strict=True))
-    n_tokens = base.ids.shape[0] - position
+    n_tokens = base.length - begin
     by_memory = CACHE_BUDGET // max(1, copied * base.logits.element_size())
     by_work = CHUNK_WORK // (2 * model.n_parameters * n_tokens)
-    return max(1, min(MAX_ROWS, by_memory, max(MIN_ROWS, by_work)))
+    return max(1, min(MAX_ROWS, by_memory, max(MIN_ROWS, by_work)) // base.n_samples)
 
 
-def _run_chunk(
-    model: ModelHandle, base: Base, runs: Sequence[AttentionKnockout], position: int
-) -> Float[Tensor, "row readout vocabulary"]:
-    length = base.ids.shape[0]
-    begin = min(position, length - base.n_readout) if base.keys else 0
-    start = min(run.first_layer for run in runs) if model.capabilities["resume"].ok else 0
-    n_rows = len(runs)
-    keep = keep_masks([run.cuts for run in runs], length, begin, model.info.n_heads, model.device)
-    states = base.inputs[start][None, begin:]
-    plan = Plan(start_layer=start, resume=states.expand(n_rows, *states.shape[1:]).clone(), keep=keep)
-    cache = prefix_cache(base, start, begin, n_rows) if begin > 0 else None
-    return model.forward(base.ids[None, begin:].expand(n_rows, -1), plan, cache=cache, last=base.n_readout)
-
-
-def _can_pack(model: ModelHandle, base: Base, runs: Sequence[AttentionKnockout], position: int) -> bool:
-    one_token = base.n_readout == 1 and position == base.ids.shape[0] - 1 > 0
-    shallow = model.info.n_layers <= PACKED_LAYERS
-    return (
-        one_token and shallow and len(runs) > 1 and "packed" in model.capabilities and model.capabilities["packed"].ok
+def run_rows(
+    model: ModelHandle, base: Base, runs: Sequence[Intervention], begin: int
+) -> Float[Tensor, "run sample readout vocabulary"]:
+    """Logits of runs that have rows of their own in one forward, from position ``begin`` on where that can be."""
+    resumes = model.capabilities["resume"].ok and base.states[0].dim() == 3
+    begin = begin if base.keys and resumes else 0
+    start = min(run_.first_layer for run_ in runs) if resumes else 0
+    n_samples, rows = base.n_samples, len(runs) * base.n_samples
+    masks = keep_masks([run_.cuts for run_ in runs], base.length, begin, model.info.n_heads, model.device)
+    plan = base.plan(
+        start_layer=start,
+        resume=_repeated(base.states[start][:, begin:], rows) if resumes else None,
+        keep={layer: mask.repeat_interleave(n_samples, dim=0) for layer, mask in masks.items()},
+        replace=_replacements(base, runs, begin),
+        embedding=None if base.noise is None or resumes else _on_all(base, len(runs)),
     )
+    cache = prefix_cache(base, start, begin, rows) if begin > 0 else None
+    ids = base.ids[None, begin:].expand(rows, -1)
+    return model.forward(ids, plan, cache=cache, last=base.n_readout).unflatten(0, (len(runs), n_samples))
 
 
-def _run_packed(
-    model: ModelHandle, base: Base, runs: Sequence[AttentionKnockout], position: int
-) -> Float[Tensor, "row readout vocabulary"] | None:
-    """Runs as tokens of one sequence, all at the last position, that see the shared prefix and themselves alone.
+def _on_all(base: Base, runs: int) -> Callable[[Tensor], Tensor]:
+    """The base's noise, for the same samples of every run."""
 
-    Nothing of the prefix is copied per run. A run without a cut goes along as the last token: where it does not give
-    the plain logits (a sliding window that counts the other runs as distance, say) nothing is returned.
-    """
-    n_rows, start = len(runs) + 1, min(run.first_layer for run in runs)
-    masks = keep_masks([*(run.cuts for run in runs), ()], position + 1, position, model.info.n_heads, model.device)
-    own = torch.eye(n_rows, dtype=torch.bool, device=model.device)
-    keep = {}
-    for layer in range(start, model.info.n_layers):
-        mask = masks.get(layer)
-        if mask is None:
-            mask = torch.ones(n_rows, 1, 1, position + 1, dtype=torch.bool, device=model.device)
-        rows = mask[:, :, 0].transpose(0, 1)
-        keep[layer] = torch.cat([rows[..., :position], own & rows[..., position:]], dim=-1)[None]
-    states = base.inputs[start][None, position:]
-    plan = Plan(start_layer=start, resume=states.expand(1, n_rows, *states.shape[2:]).clone(), keep=keep)
-    logits = model.forward(
-        base.ids[None, position:].expand(1, n_rows),
-        plan,
-        cache=prefix_cache(base, start, position, 1),
-        last=n_rows,
-        positions=torch.full((1, n_rows), position, device=model.device),
-    )[0]
-    off = float((logits[-1] - base.logits[0]).abs().max())
-    return logits[:-1, None] if off <= PACKED_TOLERANCE * max(1.0, float(base.logits.abs().max())) else None
+    def apply(embedded: Tensor) -> Tensor:
+        assert base.noise is not None
+        return torch.cat([base.noise.apply(part) for part in embedded.chunk(runs)])
+
+    return apply
 
 
-def keep_masks(
-    runs: Sequence[Sequence[Cut]], length: int, begin: int, n_heads: int, device: torch.device
-) -> dict[int, Bool[Tensor, "row head query key"]]:
-    """Per layer, which attention edges stay, for queries from position ``begin`` on; one head axis unless heads
-    differ.
-    """
-    cut_edges: dict[int, list[tuple[int, int, int, int]]] = {}
-    every_head = -1
-    for row, cuts in enumerate(runs):
-        for cut in cuts:
-            heads = (every_head,) if cut.heads is None else cut.heads
-            edges = ((row, h, q - begin, k) for h in heads for q in cut.queries for k in cut.keys)
-            cut_edges.setdefault(cut.layer, []).extend(edges)
-    masks = {}
-    for layer, edges in sorted(cut_edges.items()):
-        rows, heads, queries, keys = torch.tensor(edges).unbind(dim=1)
-        by_head = bool((heads != every_head).any())
-        mask = torch.ones(len(runs), n_heads if by_head else 1, length - begin, length, dtype=torch.bool)
-        chosen = heads != every_head
-        mask[rows[~chosen], :, queries[~chosen], keys[~chosen]] = False
-        mask[rows[chosen], heads[chosen], queries[chosen], keys[chosen]] = False
-        masks[layer] = mask.to(device)
-    return masks
+def _replacements(base: Base, runs: Sequence[Intervention], begin: int) -> dict[tuple[str, int], Replacement]:
+    """What is put in where, in the order in which each run names it."""
+    by_site: dict[tuple[str, int], list[tuple[int, Patch]]] = {}
+    for row, run_ in enumerate(runs):
+        for patch in run_.patches:
+            site = ("input", patch.layer + 1) if patch.site == "output" else (patch.site, patch.layer)
+            by_site.setdefault(site, []).append((row, patch))
+    found = {}
+    samples = torch.arange(base.n_samples)
+    for site, patches in by_site.items():
+        rows, positions, values = [], [], []
+        for row, patch in patches:
+            where = torch.tensor(patch.positions) - begin
+            rows.append((row * base.n_samples + samples).repeat_interleave(len(where)))
+            positions.append(where.repeat(base.n_samples))
+            values.append(patch.values(base).flatten(0, 1))
+        device = base.logits.device
+        found[site] = Replacement(
+            rows=torch.cat(rows).to(device),
+            positions=torch.cat(positions).to(device),
+            values=torch.cat(values),
+            length=base.length - begin,
+        )
+    return found
+
+
+def _repeated(values: Tensor, rows: int) -> Tensor:
+    """One row for each sample, repeated for as many runs as fill ``rows``; copied, since blocks may write."""
+    return values.repeat(rows // values.shape[0], *[1] * (values.dim() - 1))
 
 
 def prefix_cache(base: Base, start_layer: int, begin: int, rows: int) -> DynamicCache:
-    """Keys and values of the positions before ``begin``, shared by ``rows`` runs without copying.
+    """Keys and values of the positions before ``begin``, shared by ``rows`` rows (runs times samples).
 
     Skipped layers get placeholders of the right length: masks and positions are derived from the cache's length, and
     empty lower layers would make them silently wrong. A plain cache keeps every key, also of sliding layers.
@@ -241,7 +360,9 @@ def prefix_cache(base: Base, start_layer: int, begin: int, rows: int) -> Dynamic
             placeholder = keys.new_zeros(1).expand(rows, 1, begin, 1)
             entry.keys, entry.values = placeholder, placeholder
         else:
-            entry.keys = keys[:, :, :begin].expand(rows, -1, -1, -1)
-            entry.values = values[:, :, :begin].expand(rows, -1, -1, -1)
+            entry.keys, entry.values = (
+                kept.expand(rows, -1, -1, -1) if kept.shape[0] == 1 else _repeated(kept, rows)
+                for kept in (keys[:, :, :begin], values[:, :, :begin])
+            )
         cache.layers.append(entry)
     return cache

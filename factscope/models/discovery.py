@@ -36,7 +36,6 @@ class Parts:
         parallel: per layer, whether the MLP cannot see the attention update of its own block.
         additive: per layer, whether attention update + MLP update = what the block adds.
         experts: per layer, whether the MLP is a mixture of experts.
-        down_projection: per layer, the MLP's last linear map; None for experts.
     """
 
     wiring: Wiring
@@ -45,7 +44,6 @@ class Parts:
     parallel: tuple[bool, ...]
     additive: tuple[bool, ...]
     experts: tuple[bool, ...]
-    down_projection: tuple[nn.Module | None, ...]
 
 
 def probe_ids(vocabulary: int, length: int = PROBE_LENGTH, seed: int = 0) -> Tensor:
@@ -87,6 +85,10 @@ def discover(model: Any, device: torch.device) -> Parts:
         layer_output_length=tuple(watch.output_lengths[i] for i in range(len(layers))),
         attention=tuple(part.attention for part in found),
         output_projection=tuple(part.output_projection for part in found),
+        down_projection=tuple(part.down_projection for part in found),
+        mlp=found[-1].mlp,
+        embedding=model.get_input_embeddings(),
+        head=model.get_output_embeddings(),
         updates=tuple(part.updates for part in found),
     )
     return Parts(
@@ -96,7 +98,6 @@ def discover(model: Any, device: torch.device) -> Parts:
         parallel=parallel,
         additive=tuple(bool(part.updates) for part in found),
         experts=tuple(part.experts for part in found),
-        down_projection=tuple(part.down_projection for part in found),
     )
 
 
@@ -190,6 +191,7 @@ class _LayerParts:
     attention: nn.Module | None = None
     output_projection: nn.Module | None = None
     down_projection: nn.Module | None = None
+    mlp: nn.Module | None = None
     updates: dict[str, tuple[nn.Module, float]] = field(default_factory=dict)
     experts: bool = False
     paths: dict[str, str] = field(default_factory=dict)
@@ -217,8 +219,16 @@ def _layer_parts(layer: nn.Module, calls: list[_Call], h_in: Tensor, h_out: Tens
     if downs and not parts.experts:
         parts.down_projection = downs[-1].module
         parts.paths["down_projection"] = downs[-1].name
+        parts.mlp = _container(downs[-1], calls, h_in)
     parts.updates = _updates(calls, in_attention, h_in, h_out, parts)
     return parts
+
+
+def _container(down: _Call, calls: list[_Call], h_in: Tensor) -> nn.Module | None:
+    """The module around the down-projection that maps states to states."""
+    parent = down.name.rpartition(".")[0]
+    found = [c for c in calls if c.name == parent and c.output is not None and c.output.shape == h_in.shape]
+    return found[0].module if parent and len(found) == 1 and not found[0].returns_tuple else None
 
 
 def _surrounds(name: str, inside: str) -> bool:

@@ -11,6 +11,7 @@ windows and ALiBi.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,13 +19,51 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Site = str
 """``input`` and ``output`` of a block; ``attention`` and ``mlp``: the updates added to the residual stream;
 ``pattern``: attention weights; ``heads``: input of the attention's output projection; ``allowed``: [query, key],
-which edges the model's own mask leaves open."""
+which edges the model's own mask leaves open; ``embedding``: output of the embedding module; ``head``: what the output
+embedding is given."""
+
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+"""An attention function as transformers calls it: (module, query, key, value, mask, ...) to (output, weights)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Replacement:
+    """States or updates that take the place of what a site gives.
+
+    Attributes:
+        rows, positions: where, in rows of the forward and in positions of ``length`` that it computes.
+        values: what, one vector for each.
+        length: positions per row; a module that is shown only the last ones of them replaces those.
+    """
+
+    rows: Int[Tensor, " place"]
+    positions: Int[Tensor, " place"]
+    values: Float[Tensor, "place d_model"]
+    length: int
+
+    def put_into(self, states: Tensor, multiplier: float = 1.0) -> Tensor:
+        """A copy of states [row, position, d_model], or flattened [row * position, d_model], with the values put in.
+
+        Args:
+            multiplier: the block adds so many times what this module gives.
+        """
+        flat = states.dim() == 2
+        shown = states.reshape(-1, self.length, states.shape[-1]) if flat else states
+        rows, positions, values = self.rows, self.positions - (self.length - shown.shape[1]), self.values
+        if shown.shape[1] < self.length:
+            seen = positions >= 0
+            rows, positions, values = rows[seen], positions[seen], values[seen]
+        changed = shown.clone()
+        changed[rows, positions] = (values if multiplier == 1.0 else values / multiplier).to(changed.dtype)
+        return changed.reshape(states.shape)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -36,19 +75,38 @@ class Plan:
         resume: replaces the input of block ``start_layer`` (or, when all are skipped, the output of the last one).
         keep: per layer, False where an attention edge is cut; broadcast to [row, head, query, key].
         stop_after: the forward ends behind this block by raising ``Stopped``; None runs to the logits.
+        stop_at_head: the forward ends before the output embedding, whose input is recorded.
         capture: which (site, layer) to record into ``captured``; copies, on the model's device.
+        embedding: changes what the embedding module gives.
+        replace: per (site, layer), what is put in; ``input`` of the layer behind the last is the last one's output.
+        added: per (module, layer) of ``down_projection`` and ``output_projection``, what an edit adds to the output,
+            from the module's input.
+        enter: gives the input of a block its place; called before every block that runs.
+        made_for: number of positions for which the model prepared what it hands its blocks (masks, rotations); where
+            fewer enter a block, it is shown the first of them.
+        attend: the attention of every block, where the family goes through transformers' attention interface.
+        prune: the last block's MLP is shown only so many last of ``length`` positions; the others are not used.
     """
 
     start_layer: int = 0
     resume: Float[Tensor, "row position d_model"] | None = None
     keep: Mapping[int, Bool[Tensor, "row head query key"]] = field(default_factory=dict)
     stop_after: int | None = None
+    stop_at_head: bool = False
     capture: frozenset[tuple[Site, int]] = frozenset()
     captured: dict[tuple[Site, int], Tensor] = field(default_factory=dict)
+    embedding: Callable[[Tensor], Tensor] | None = None
+    replace: Mapping[tuple[Site, int], Replacement] = field(default_factory=dict)
+    added: Mapping[tuple[str, int], Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    enter: Callable[[int, Tensor], Tensor] | None = None
+    made_for: int | None = None
+    attend: Attend | None = None
+    prune: int | None = None
+    length: int | None = None
 
 
 class Stopped(Exception):
-    """A forward has come to the block behind which its plan ends it; whoever made the plan catches this."""
+    """A forward has come to where its plan ends it; whoever made the plan catches this."""
 
 
 _ACTIVE: ContextVar[tuple[int, Plan] | None] = ContextVar("factscope_plan", default=None)
@@ -63,14 +121,21 @@ class Wiring:
         layer_output_length: 0 where a block returns a tensor, else the length of the tuple it returns.
         attention: the module of each block that receives the mask; None for a block without attention.
         output_projection: the last linear map inside the attention.
+        down_projection: the last linear map inside the MLP; None for experts.
+        mlp: the module that maps the last block's stream to its MLP update, alone; None where there is no such module.
         updates: per block, site to (module whose output is added to the stream, multiplier).
+        embedding, head: the input and the output embedding.
     """
 
     layers: tuple[nn.Module, ...]
     layer_output_length: tuple[int, ...]
     attention: tuple[nn.Module | None, ...]
     output_projection: tuple[nn.Module | None, ...]
+    down_projection: tuple[nn.Module | None, ...]
+    mlp: nn.Module | None
     updates: tuple[Mapping[Site, tuple[nn.Module, float]], ...]
+    embedding: nn.Module
+    head: nn.Module | None
 
 
 class Dispatcher:
@@ -85,8 +150,17 @@ class Dispatcher:
                 attention.register_forward_hook(self._pattern_hook(index))
             if (projection := wiring.output_projection[index]) is not None:
                 projection.register_forward_pre_hook(self._heads_hook(index))
+                projection.register_forward_hook(self._added_hook("output_projection", index))
+            if (projection := wiring.down_projection[index]) is not None:
+                projection.register_forward_hook(self._added_hook("down_projection", index))
             for site, (module, multiplier) in wiring.updates[index].items():
                 module.register_forward_hook(self._update_hook(site, index, multiplier))
+        if wiring.mlp is not None:
+            wiring.mlp.register_forward_pre_hook(self._prune_hook())
+            wiring.mlp.register_forward_hook(self._widen_hook())
+        wiring.embedding.register_forward_hook(self._embedding_hook())
+        if wiring.head is not None:
+            wiring.head.register_forward_pre_hook(self._head_hook())
 
     @contextmanager
     def running(self, plan: Plan) -> Iterator[Plan]:
@@ -115,15 +189,26 @@ class Dispatcher:
             if index < plan.start_layer:
                 if index == last and plan.resume is not None:
                     hidden = plan.resume
+                if index == last and (change := plan.replace.get(("input", last + 1))) is not None:
+                    hidden = change.put_into(hidden)
                 return hidden if length == 0 else (hidden, *([None] * (length - 1)))
             if index == plan.start_layer and plan.resume is not None:
                 hidden = plan.resume
+            if plan.enter is not None:
+                hidden = plan.enter(index, hidden)
+                if plan.made_for is not None:
+                    kwargs = {name: shortened(value, plan.made_for, hidden.shape[1]) for name, value in kwargs.items()}
+            if (change := plan.replace.get(("input", index))) is not None:
+                hidden = change.put_into(hidden)
             if ("input", index) in plan.capture:
                 plan.captured["input", index] = hidden.detach().clone()
             if positional:
                 output = original(hidden, *args[1:], **kwargs)
             else:
                 output = original(**{**kwargs, "hidden_states": hidden})
+            if index == last and (change := plan.replace.get(("input", last + 1))) is not None:
+                changed = change.put_into(first(output))
+                output = changed if length == 0 else (changed, *output[1:])
             if ("output", index) in plan.capture:
                 plan.captured["output", index] = first(output).detach().clone()
             if index == plan.stop_after:
@@ -166,12 +251,122 @@ class Dispatcher:
         return hook
 
     def _update_hook(self, site: Site, index: int, multiplier: float) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             plan = self._plan()
-            if plan is not None and (site, index) in plan.capture:
+            if plan is None:
+                return None
+            change = plan.replace.get((site, index))
+            if change is not None:
+                changed = change.put_into(first(output), multiplier)
+                output = (changed, *output[1:]) if isinstance(output, tuple | list) else changed
+            if (site, index) in plan.capture:
                 plan.captured[site, index] = first(output).detach() * multiplier
+            return None if change is None else output
 
         return hook
+
+    def _added_hook(self, name: str, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            plan = self._plan()
+            if plan is None or (added := plan.added.get((name, index))) is None:
+                return None
+            return output + added(args[0]).to(output.dtype)
+
+        return hook
+
+    def _prune_hook(self) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
+            plan = self._plan()
+            return None if plan is None or plan.prune is None else (args[0][:, -plan.prune :].contiguous(),)
+
+        return hook
+
+    def _widen_hook(self) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            plan = self._plan()
+            if plan is None or plan.prune is None or plan.length is None:
+                return None
+            wide = output.new_zeros(output.shape[0], plan.length, output.shape[-1])
+            wide[:, -plan.prune :] = output
+            return wide
+
+        return hook
+
+    def _embedding_hook(self) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            plan = self._plan()
+            if plan is None:
+                return None
+            if plan.embedding is not None:
+                output = plan.embedding(output)
+            if ("embedding", 0) in plan.capture:
+                plan.captured["embedding", 0] = output.detach().clone()
+            return None if plan.embedding is None else output
+
+        return hook
+
+    def _head_hook(self) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            plan = self._plan()
+            if plan is None:
+                return None
+            if plan.stop_at_head:
+                plan.captured["head", 0] = args[0].detach()
+                raise Stopped
+            return (args[0].contiguous(), *args[1:])  # a slice would be multiplied row by row
+
+        return hook
+
+
+def attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """The attention function of every model here: the plan's where there is one, else the family's own, eager."""
+    active = _ACTIVE.get()
+    if active is not None and active[1].attend is not None:
+        return active[1].attend(module, *args, **kwargs)
+    return eager_attention(module)(module, *args, **kwargs)
+
+
+def eager_attention(module: nn.Module) -> Attend:
+    """The eager attention function that a family keeps beside its modules.
+
+    Raises:
+        LookupError: it keeps none.
+    """
+    for kind in type(module).__mro__:
+        own = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
+        if own is not None:
+            return own
+    raise LookupError(f"no eager attention beside {type(module).__name__}")
+
+
+ATTENTION = "factscope"
+"""The name under which transformers finds it. Its masks are the eager ones: an unregistered name would get no mask at
+all, and silently lose causality."""
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, eager_mask)
+
+
+@contextmanager
+def plan_set(plan: Plan) -> Iterator[None]:
+    """A plan for forwards of a model that has no dispatcher yet: its attention alone follows it."""
+    token = _ACTIVE.set((0, plan))
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def shortened(value: Any, made_for: int, length: int) -> Any:
+    """Masks and positions made for so many positions, for the first ``length`` of them."""
+    if isinstance(value, tuple):
+        return tuple(shortened(part, made_for, length) for part in value)
+    if not isinstance(value, Tensor) or made_for not in value.shape:
+        return value
+    if value.dim() == 4 and value.shape[-1] == made_for:  # an attention mask
+        return value[..., :length, :length]
+    if value.dim() >= 2 and value.shape[1] == made_for:  # position ids, rotations
+        return value[:, :length]
+    return value[:length] if value.shape[0] == made_for else value
 
 
 def first(output: Any) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from factscope.errors import CapabilityError, ModelUnsupported
 from factscope.models.discovery import Parts, discover, probe_ids
 from factscope.models.dispatch import Dispatcher, Plan, Stopped, first
+from factscope.models.head import Head
+from factscope.models.tuning import tune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class ModelHandle:
         tokenizer: the model's tokenizer.
         capabilities: by name, as ``verification`` lists them.
         max_tokens: the longest prompt that the model takes; None where the configuration names no limit.
+        head: the output embedding as a plain matrix; None where it is none, or more than a scale follows it.
+        rides: whether runs on the last position were verified to go along with the plain forward.
     """
 
     info: ModelInfo
@@ -65,6 +69,8 @@ class ModelHandle:
     n_parameters: int
     max_tokens: int | None
     warnings: tuple[str, ...] = ()
+    head: Head | None = None
+    rides: bool = False
     _model: nn.Module = field(repr=False)
     _dispatcher: Dispatcher = field(repr=False)
     _keeps_last_only: bool = field(repr=False)
@@ -73,6 +79,11 @@ class ModelHandle:
     def key(self) -> str:
         """Identifies model, dtype and weight state."""
         return self.info.key
+
+    @property
+    def probe(self) -> Int[Tensor, "row position"]:
+        """Random token ids, one row, on which the model is verified."""
+        return probe_ids(self.vocabulary).to(self.device)
 
     def require(self, capability: str, purpose: str) -> None:
         """Refuse an experiment that this model cannot carry.
@@ -136,19 +147,41 @@ class ModelHandle:
             self.forward(ids, plan, last=1)
         return plan.captured["output", layer], plan.captured.get(("pattern", layer))
 
+    def logits(self, states: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row position vocabulary"]:
+        """Logits of states put in as the output of the last block: the model's own norm, head, scale and soft-cap."""
+        ids = torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
+        return self.forward(ids, Plan(start_layer=self.info.n_layers, resume=states))
+
+    def normed(self, states: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row position width"]:
+        """What the output embedding is given for states put in as the output of the last block."""
+        ids = torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
+        plan = Plan(start_layer=self.info.n_layers, resume=states, stop_at_head=True)
+        with suppress(Stopped):
+            self.forward(ids, plan)
+        return plan.captured["head", 0]
+
+    def require_square_head(self, width: int) -> None:
+        """Refuse a raw projection of states of another width than the output embedding's.
+
+        Raises:
+            CapabilityError: names both widths.
+        """
+        head: Any = self.parts.wiring.head
+        if width != head.weight.shape[-1]:
+            raise CapabilityError(
+                f"{self.info.name} ({self.info.family}) has states of width {width} and an output embedding "
+                f"of width {head.weight.shape[-1]}, so that there is no raw projection",
+                "choose the normed one",
+            )
+
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         """``E h``: the output embedding alone, without final norm, bias, scale or soft-cap.
 
         Raises:
             CapabilityError: the states are not as wide as the output embedding.
         """
-        head: Any = self._model.get_output_embeddings()  # type: ignore[operator]
-        if states.shape[-1] != head.weight.shape[-1]:
-            raise CapabilityError(
-                f"{self.info.name} ({self.info.family}) has states of width {states.shape[-1]} and an output embedding "
-                f"of width {head.weight.shape[-1]}, so that there is no raw projection",
-                "choose the normed one",
-            )
+        self.require_square_head(states.shape[-1])
+        head: Any = self.parts.wiring.head
         with torch.no_grad():
             values = head(states.to(self.device))
             if (bias := getattr(head, "bias", None)) is not None:
@@ -175,6 +208,7 @@ def build_handle(
     text = config.get_text_config(decoder=True)
     place = torch.device("cpu" if device == "auto" else device)
     parts = discover(model, place)
+    interface = tune(model, parts.wiring, place)
     vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     info = ModelInfo(
         name=name,
@@ -204,7 +238,7 @@ def build_handle(
     )
     from factscope.models.verification import verify  # verification runs the finished handle
 
-    object.__setattr__(handle, "capabilities", verify(handle))
+    verify(handle, interface=interface)
     return handle
 
 

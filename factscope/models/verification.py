@@ -8,7 +8,7 @@ What fails here is a missing capability with a reason that a page shows, never a
     resume         skipping blocks below l and putting the recorded input in gives the same logits
     lens           states of any layer, many at a time, can be put in as the last block's output
     suffix         one token on cached keys and values gives the same logits, also with an edge cut
-    packed         many such tokens side by side, each on the shared prefix, give them too
+    packed         many runs together through the layers, on one shared prefix (sweep), give the same logits
     additive       attention update + MLP update = what each block adds
     heads          the input of the output projection splits evenly into heads
     dense_mlp      the MLP ends in one linear map that an edit can change
@@ -16,7 +16,8 @@ What fails here is a missing capability with a reason that a page shows, never a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,13 +25,23 @@ from torch import Tensor
 from factscope.errors import ModelUnsupported
 from factscope.models.discovery import probe_ids
 from factscope.models.dispatch import Plan
+from factscope.models.head import measure_head
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from factscope.interventions.base import Base, Update
+    from factscope.interventions.intervention import Intervention, PatchSite
     from factscope.models.handle import Capability, ModelHandle
 
+logger = logging.getLogger(__name__)
 
-def verify(model: ModelHandle) -> dict[str, Capability]:
-    """Measure the capabilities of a model.
+
+def verify(model: ModelHandle, *, interface: bool) -> None:
+    """Measure the capabilities of a model and whether its output embedding is a plain matrix; write them down on it.
+
+    Args:
+        interface: its attention goes through ``dispatch.attention``.
 
     Raises:
         ModelUnsupported: attention is not causal.
@@ -50,14 +61,18 @@ def verify(model: ModelHandle) -> dict[str, Capability]:
         "additive": _by_layer(model.parts.additive, "no pair of module outputs adds up to what the block adds"),
         "heads": _heads(model, ids),
         "dense_mlp": _by_layer(
-            tuple(part is not None for part in model.parts.down_projection),
+            tuple(part is not None for part in model.parts.wiring.down_projection),
             "the MLP has no single dense down-projection (a mixture of experts, for instance)",
         ),
     }
+    if capabilities["lens"].ok:
+        object.__setattr__(model, "head", measure_head(model, plain, tolerance))
     object.__setattr__(model, "capabilities", {**capabilities, "suffix": Capability(ok=capabilities["resume"].ok)})
     capabilities["suffix"] = _suffix(model, ids, plain, tolerance, capabilities)
-    capabilities["packed"] = _packed(model, ids, tolerance, capabilities["suffix"])
-    return capabilities
+    object.__setattr__(model, "capabilities", {**capabilities, "packed": Capability(ok=False)})
+    capabilities["packed"] = _packed(model, ids, tolerance, capabilities, interface)
+    object.__setattr__(model, "capabilities", capabilities)
+    object.__setattr__(model, "rides", capabilities["packed"].ok and _rides(model, ids, plain, tolerance))
 
 
 def _tolerance(model: ModelHandle, logits: Tensor) -> float:
@@ -187,8 +202,10 @@ def _suffix(
     model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float, found: dict[str, Capability]
 ) -> Capability:
     """One token on the cached prefix, from several layers, plain and with an edge cut, against whole forwards."""
-    from factscope.interventions.attention import AttentionKnockout, Cut
-    from factscope.interventions.engine import keep_masks, record_base, run_knockouts
+    from factscope.interventions.attention import Cut, keep_masks
+    from factscope.interventions.base import record_base
+    from factscope.interventions.engine import run_rows
+    from factscope.interventions.intervention import Intervention
     from factscope.models.handle import Capability
 
     if not found["resume"].ok:
@@ -201,38 +218,102 @@ def _suffix(
         for layer in sorted({0, n // 2, n - 1}):
             for position in (length - 1, length - 3):
                 cut = Cut(layer=layer, queries=(position,), keys=(1,))
-                (_, fast), *_ = run_knockouts(model, base, [AttentionKnockout(cuts=(cut,))])
+                fast = run_rows(model, base, [Intervention(cuts=(cut,))], position)[0]
                 keep = keep_masks([(cut,)], length, 0, model.info.n_heads, model.device)
                 whole = model.forward(ids, Plan(keep=keep), last=1)
                 if not float((fast - whole).abs().max()) <= tolerance:
                     return Capability(ok=False, reason=f"a cached prefix gives other logits at layer {layer}")
-        if not float((base.logits[0] - plain[-1]).abs().max()) <= tolerance:
+        if not float((base.logits[0, 0] - plain[-1]).abs().max()) <= tolerance:
             return Capability(ok=False, reason="the model gives other logits when it fills a cache")
     except Exception as error:  # any failure is a missing capability
         return Capability(ok=False, reason=f"running on a cached prefix fails ({type(error).__name__}: {error})")
     return Capability(ok=True)
 
 
-def _packed(model: ModelHandle, ids: Tensor, tolerance: float, suffix: Capability) -> Capability:
-    """Several cuts into the last token as tokens of one sequence, against one row each."""
-    from factscope.interventions import engine
-    from factscope.interventions.attention import AttentionKnockout, Cut
+def _packed(
+    model: ModelHandle, ids: Tensor, tolerance: float, found: dict[str, Capability], interface: bool
+) -> Capability:
+    """A sweep of cuts and patches, plain and on noisy samples, against one row per run."""
+    from factscope.interventions.base import Noise, record_base
+    from factscope.interventions.engine import no_step, run_rows
+    from factscope.interventions.sweep import Joining, Sweep, SweepRefused
     from factscope.models.handle import Capability
 
-    if not suffix.ok:
-        return Capability(ok=False, reason=suffix.reason)
-    last, layers = ids.shape[1] - 1, sorted({0, model.info.n_layers // 2, model.info.n_layers - 1})
+    for needed in ("suffix", "lens"):
+        if not found[needed].ok:
+            return Capability(ok=False, reason=found[needed].reason)
+    if not interface:
+        return Capability(ok=False, reason="its attention does not go through transformers' attention interface")
+    updates = ("attention", "mlp") if found["additive"].ok else ()
+    generator = torch.Generator().manual_seed(3)
+    embedding: Any = model.parts.wiring.embedding
+    values = torch.randn(2, 2, embedding.weight.shape[-1], generator=generator).double()
+    try:
+        for n_readout, noise in ((1, None), (2, Noise(positions=(1, 2), values=values))):
+            clean = record_base(model, ids[0].tolist(), n_readout=n_readout, updates=updates)
+            base = clean
+            if noise is not None:
+                base = record_base(model, ids[0].tolist(), n_readout=n_readout, updates=updates, noise=noise)
+            runs = _runs_to_pack(model, clean, heads=found["head_knockout"].ok, updates=updates)
+            swept = model.logits(Sweep(model, base, runs, 2, Joining(model, base), no_step).run().flatten(0, 1))
+            apart = run_rows(model, base, runs, 2).flatten(0, 1)
+            if not float((swept - apart).abs().max()) <= tolerance:
+                return Capability(ok=False, reason="runs swept together give other logits")
+    except SweepRefused as refused:
+        return Capability(ok=False, reason=f"runs cannot be swept together: {refused}")
+    except Exception as error:  # any failure is a missing capability
+        return Capability(ok=False, reason=f"runs cannot be swept together ({type(error).__name__}: {error})")
+    return Capability(ok=True)
+
+
+def _rides(model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float) -> bool:
+    """Runs on the last position that go along with the plain forward give what they give apart."""
+    from factscope.interventions.base import outline_base, record_base
+    from factscope.interventions.engine import run_rows
+    from factscope.interventions.sweep import Ride, SweepRefused
+
+    outline = outline_base(model, ids[0].tolist())
+    recorded = record_base(model, ids[0].tolist())
     runs = [
-        AttentionKnockout(cuts=(Cut(layer=layer, queries=(last,), keys=(key,)),))
-        for layer in layers
-        for key in (1, last - 1)
+        run
+        for run in _runs_to_pack(model, recorded, heads=model.capabilities["head_knockout"].ok, updates=())
+        if Ride.carries([run], outline)
     ]
     try:
-        base = engine.record_base(model, ids[0].tolist())
-        packed = engine._run_packed(model, base, runs, last)
-        apart = engine._run_chunk(model, base, runs, last)
-    except Exception as error:  # any failure is a missing capability
-        return Capability(ok=False, reason=f"runs cannot be packed into one sequence ({type(error).__name__})")
-    if packed is None or not float((packed - apart).abs().max()) <= tolerance:
-        return Capability(ok=False, reason="runs packed into one sequence give other logits")
-    return Capability(ok=True)
+        base, states = Ride(model, outline, runs, lambda: None).record()
+        swept = model.logits(states.flatten(0, 1))
+        apart = run_rows(model, base, runs, ids.shape[1] - 1).flatten(0, 1)
+        from_other = run_rows(model, recorded, runs, ids.shape[1] - 1).flatten(0, 1)
+    except SweepRefused:
+        return False
+    except Exception as error:  # any failure: the runs go after the plain forward
+        logger.debug("%s: runs cannot ride (%s)", model.info.name, error)
+        return False
+    off = [float((swept - apart).abs().max()), float((from_other - apart).abs().max())]
+    off.append(float((base.logits[0, 0] - plain[-1]).abs().max()))
+    same_masks = all(torch.equal(one, other) for one, other in zip(base.allowed, recorded.allowed, strict=True))
+    return same_masks and max(off) <= tolerance
+
+
+def _runs_to_pack(model: ModelHandle, clean: Base, *, heads: bool, updates: Sequence[Update]) -> list[Intervention]:
+    from factscope.interventions.attention import Cut
+    from factscope.interventions.intervention import Intervention, Patch
+
+    n, last = model.info.n_layers, clean.length - 1
+    chosen = (0,) if heads else None
+    middle = n // 2
+    runs = [
+        Intervention(cuts=(Cut(layer=layer, queries=(query,), keys=(1, query - 1)),))
+        for layer in sorted({0, middle, n - 1})
+        for query in (last, 4)
+    ]
+    runs.append(Intervention(cuts=tuple(Cut(layer=i, queries=(last,), keys=(2,), heads=chosen) for i in range(n))))
+    sites: list[tuple[PatchSite, Base | None]] = [("output", clean), ("output", None)]
+    sites.extend((site, None) for site in updates)
+    for site, source in sites:
+        for layer in sorted({0, middle, n - 1}):
+            runs.append(Intervention(patches=(Patch(layer=layer, site=site, positions=(2, last), source=source),)))
+    several = tuple(Patch(layer=i, site=site, positions=(3,)) for site in updates for i in range(middle, n))
+    if several:
+        runs.append(Intervention(patches=several, cuts=(Cut(layer=middle, queries=(5,), keys=(0,)),)))
+    return [run for run in (one.effective(clean) for one in runs) if run.changes]

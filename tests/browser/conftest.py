@@ -17,11 +17,9 @@ from urllib.parse import urlencode
 
 import psutil
 import pytest
-import torch
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from tests.tiny_models import redraw, tiny_tokenizer
+from tests.tiny_models import save_gpt2
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = ROOT / "factscope" / "demo" / "model" / "config.json"
@@ -120,36 +118,16 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _save_model(folder: Path, *, layers: int, width: int, positions: int) -> Path:
-    tokenizer = tiny_tokenizer("byte")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = GPT2Config(
-            vocab_size=len(tokenizer),
-            n_embd=width,
-            n_layer=layers,
-            n_head=4,
-            n_positions=positions,
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-        model = GPT2LMHeadModel(config).eval()
-    redraw(model, 3, scale=1.0)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a small random model."""
-    return str(_save_model(tmp_path_factory.mktemp("tiny") / "model", layers=6, width=48, positions=128))
+    return str(save_gpt2(tmp_path_factory.mktemp("tiny") / "model", layers=6, width=48, positions=128))
 
 
 @pytest.fixture(scope="session")
 def deep_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a random model whose map of a long prompt takes a while."""
-    return str(_save_model(tmp_path_factory.mktemp("deep") / "model", layers=32, width=640, positions=512))
+    return str(save_gpt2(tmp_path_factory.mktemp("deep") / "model", layers=32, width=640, positions=512))
 
 
 @pytest.fixture(scope="session")

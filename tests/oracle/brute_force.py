@@ -32,14 +32,14 @@ def logits(model: PreTrainedModel, ids: Sequence[int], runs: Sequence[Collection
     for row, forbidden in enumerate(runs):
         for layer, head, query, key in forbidden:
             keep[layer, row, slice(None) if head is None else head, query, key] = False
-    with torch.no_grad(), _weights_multiplied(model, keep, patch) as calls:
+    with torch.no_grad(), weights_multiplied(model, keep, patch) as calls:
         found = model(torch.tensor([list(ids)]).expand(len(runs), -1), use_cache=False).logits[:, -1].float()
     assert calls == dict.fromkeys(range(n_layers), 1), f"attention weights were seen {calls}"
     return found
 
 
 @contextmanager
-def _weights_multiplied(model: PreTrainedModel, keep: Tensor, patch: Any) -> Iterator[dict[int, int]]:
+def weights_multiplied(model: PreTrainedModel, keep: Tensor, patch: Any) -> Iterator[dict[int, int]]:
     """Inside, softmax over attention scores obeys ``keep``; tells in which layers it was called how often."""
     rows, n_heads, length = keep.shape[1], keep.shape[2], keep.shape[4]
     calls: dict[int, int] = {}
