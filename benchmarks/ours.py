@@ -29,13 +29,13 @@ def knockout(
     model: ModelHandle, ids: Sequence[int], cells: Sequence[Cell], size: int, target: int
 ) -> dict[Cell, float]:
     """The last position may not attend to one position in a window of layers: p of the target, by cell."""
-    base, n = record_base(model, ids), model.info.n_layers
-    last = len(ids) - 1
+    n, last = model.info.n_layers, len(ids) - 1
     runs = [
         Intervention(cuts=tuple(Cut(layer=k, queries=(last,), keys=(at,)) for k in window(layer, size, n)))
         for at, layer in cells
     ]
-    return _probabilities(model, base, runs, cells, target)
+    _, answers = engine.record_and_run(model, ids, runs)
+    return _probabilities(answers, cells, target)
 
 
 def trace(
@@ -54,7 +54,7 @@ def trace(
     clean = record_base(model, ids, updates=updates)
     base = record_base(model, ids, noise=Noise(positions=noised, values=values), updates=updates)
     runs = [_replaced(model, cell, site, size, clean) for cell in cells]
-    return _probabilities(model, base, runs, cells, target)
+    return _probabilities(engine.run(model, base, runs), cells, target)
 
 
 def zero(
@@ -63,7 +63,7 @@ def zero(
     """Zero the updates of a window of layers at one position of the clean run: p of the target, by cell."""
     base = record_base(model, ids, updates=(site,))
     runs = [_replaced(model, cell, site, size, None) for cell in cells]
-    return _probabilities(model, base, runs, cells, target)
+    return _probabilities(engine.run(model, base, runs), cells, target)
 
 
 def lens(model: ModelHandle, ids: Sequence[int], top_k: int, target: int) -> Distribution:
@@ -79,11 +79,9 @@ def _replaced(model: ModelHandle, cell: Cell, site: Site, size: int, source: Bas
     return Intervention(patches=tuple(Patch(layer=k, site=site, positions=(at,), source=source) for k in layers))
 
 
-def _probabilities(
-    model: ModelHandle, base: Base, runs: Sequence[Intervention], cells: Sequence[Cell], target: int
-) -> dict[Cell, float]:
+def _probabilities(answers: engine.Answers, cells: Sequence[Cell], target: int) -> dict[Cell, float]:
     found: dict[Cell, float] = {}
-    for indices, readout in engine.run(model, base, runs):
+    for indices, readout in answers:
         values = readout.scores((target,)).log_probability.exp().mean(dim=1).tolist()
         found |= {cells[index]: value for index, value in zip(indices, values, strict=True)}
     return found

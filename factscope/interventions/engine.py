@@ -35,7 +35,8 @@ from factscope.models.head import Scores, scores_of_logits, scores_of_states
 logger = logging.getLogger(__name__)
 
 WAVE_WORK = 150_000_000_000
-"""Floating-point operations after which a wave of runs ends and its numbers are handed over: a second or two."""
+"""Floating-point operations after which a wave of runs ends and its numbers are handed over: a second or two. The first
+wave is half as long, so that there is something to see."""
 WAVE_BYTES = 192 * 2**20
 """Bytes that the widest layer of one wave may take."""
 ROW_OVERHEAD = 20.0
@@ -230,12 +231,13 @@ def _waves(model: ModelHandle, base: Base, runs: list[Intervention]) -> Iterator
     token_bytes = (12 * model.info.d_model + scores) * base.logits.element_size()
     wave: list[Intervention] = []
     work = size = 0.0
+    limit = WAVE_WORK / 2
     for run_ in runs:
         tokens = base.n_samples * (base.length - run_.first_position)
         cost = tokens * operations * (base.n_layers - run_.first_layer)
-        if wave and (work + cost > WAVE_WORK or size + tokens * token_bytes > WAVE_BYTES):
+        if wave and (work + cost > limit or size + tokens * token_bytes > WAVE_BYTES):
             yield wave
-            wave, work, size = [], 0.0, 0.0
+            wave, work, size, limit = [], 0.0, 0.0, WAVE_WORK
         wave.append(run_)
         work, size = work + cost, size + tokens * token_bytes
     if wave:
