@@ -39,8 +39,8 @@ WAVE_WORK = 150_000_000_000
 wave is half as long, so that there is something to see."""
 WAVE_BYTES = 192 * 2**20
 """Bytes that the widest layer of one wave may take."""
-ROW_OVERHEAD = 20.0
-"""Reading a layer's weights once costs as much as computing so many rows."""
+ROW_OVERHEAD = 40.0
+"""A forward of few rows takes as long as if it had so many more: a layer's weights are read from memory."""
 MAX_ROWS, MIN_ROWS = 192, 8
 """Rows of a forward on the universal path: products of fewer than some 200 rows leave a core half idle."""
 CHUNK_WORK = 50_000_000_000

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
 
 Site = str
 """``input`` and ``output`` of a block; ``attention`` and ``mlp``: the updates added to the residual stream;
@@ -49,11 +50,12 @@ class Replacement:
     values: Float[Tensor, "place d_model"]
     length: int
 
-    def put_into(self, states: Tensor, multiplier: float = 1.0) -> Tensor:
-        """A copy of states [row, position, d_model], or flattened [row * position, d_model], with the values put in.
+    def put_into(self, states: Tensor, multiplier: float = 1.0, *, own: bool = False) -> Tensor:
+        """States [row, position, d_model], or flattened [row * position, d_model], with the values put in.
 
         Args:
             multiplier: the block adds so many times what this module gives.
+            own: nobody else holds these states, so that they may be written; otherwise a copy is.
         """
         flat = states.dim() == 2
         shown = states.reshape(-1, self.length, states.shape[-1]) if flat else states
@@ -61,7 +63,7 @@ class Replacement:
         if shown.shape[1] < self.length:
             seen = positions >= 0
             rows, positions, values = rows[seen], positions[seen], values[seen]
-        changed = shown.clone()
+        changed = shown if own else shown.clone()
         changed[rows, positions] = (values if multiplier == 1.0 else values / multiplier).to(changed.dtype)
         return changed.reshape(states.shape)
 
@@ -257,7 +259,7 @@ class Dispatcher:
                 return None
             change = plan.replace.get((site, index))
             if change is not None:
-                changed = change.put_into(first(output), multiplier)
+                changed = change.put_into(first(output), multiplier, own=isinstance(module, nn.Linear | Conv1D))
                 output = (changed, *output[1:]) if isinstance(output, tuple | list) else changed
             if (site, index) in plan.capture:
                 plan.captured[site, index] = first(output).detach() * multiplier
