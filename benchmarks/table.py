@@ -34,7 +34,7 @@ def tasks(*, mode: str, only_bundled: bool = False) -> Iterator[Task]:
     sample = 0 if mode == "full" else SAMPLE
     yield from _of(shapes.small(), (8, 16) if mode == "quick" else (8, 16, 32), sample, quick=mode == "quick")
     if mode != "quick":
-        yield from _medium(shapes.medium(), sample)
+        yield from _medium(shapes.medium(), sample, traced=mode == "full")
 
 
 def _of(shape: Shape, lengths: tuple[int, ...], sample: int, *, quick: bool) -> Iterator[Task]:
@@ -53,10 +53,11 @@ def _of(shape: Shape, lengths: tuple[int, ...], sample: int, *, quick: bool) -> 
             yield _marked(partial(zeros, shape, tokens, site=site, sample=sample), ZERO[tokens])
 
 
-def _medium(shape: Shape, sample: int) -> Iterator[Task]:
+def _medium(shape: Shape, sample: int, *, traced: bool) -> Iterator[Task]:
     yield _marked(partial(knockouts, shape, 16, sample=sample), KNOCKOUT[16])
     yield _marked(partial(knockouts, shape, 16, batched=True, sample=sample), KNOCKOUT_BATCHED[16])
-    yield _marked(partial(traces, shape, 16, sample=sample), TRACE[16])
+    if traced:
+        yield _marked(partial(traces, shape, 16, sample=sample), TRACE[16])
 
 
 def _marked(make: partial[Task], marks: tuple[float, float]) -> Task:
