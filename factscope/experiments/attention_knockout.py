@@ -220,8 +220,7 @@ def _plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _Run
     controls, more = control_sets(query, spec.control, spec.seed)
     sources += tuple((f"control-{i}", positions) for i, positions in enumerate(controls, start=1))
     warnings += more + _future_warnings(sources, at)
-    order = coarse_to_fine(n)
-    cells = tuple((i, layer) for layer in order for i in range(len(sources)))
+    cells = _order(len(sources), n, _telling(query) if tuple(spec.sources) == (EACH,) else ())
     cuts: dict[tuple[int, int], Cut] = {}
     for layer in range(n):
         chosen = None if heads is None else heads.get(layer, ())
@@ -241,6 +240,19 @@ def _plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _Run
         cells=cells,
         warnings=warnings,
     )
+
+
+def _order(n_sources: int, n_layers: int, early: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """The cells, coarse to fine in the layers: all of a few rows first, which say most while a long map is computed."""
+    layers = coarse_to_fine(n_layers)
+    first = tuple((i, layer) for layer in layers for i in early)
+    return first + tuple((i, layer) for layer in layers for i in range(n_sources) if i not in early)
+
+
+def _telling(query: TokenizedQuery) -> tuple[int, ...]:
+    """The subject's last token and the prompt's last, by number."""
+    found = () if query.subject is None else query.positions("subject-last")
+    return tuple(dict.fromkeys([*found, query.last]))
 
 
 def _edge_plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _RunPlan:

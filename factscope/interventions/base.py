@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from factscope.interventions.weights import WeightDelta, overlay
-from factscope.models.dispatch import Plan, first
+from factscope.models.dispatch import Plan, Replacement, first
 from factscope.models.handle import ModelHandle
 
 Update = Literal["attention", "mlp"]
@@ -149,4 +149,30 @@ def record_base(
         values=tuple(layer.values for layer in cache.layers) if suffix else (),
         noise=noise,
         deltas=tuple(deltas),
+    )
+
+
+def replacement(base: Base, found: Sequence[tuple[int, Sequence[int], Tensor]], begin: int) -> Replacement:
+    """What runs put in at one site of one layer, in rows of runs times samples.
+
+    Args:
+        found: run, positions and values [sample, position, d_model]; of two at one place the later one holds.
+        begin: the first position that the forward computes.
+    """
+    taken: set[tuple[int, int]] = set()
+    rows, positions, values = [], [], []
+    samples = torch.arange(base.n_samples)
+    for run, places, given in reversed(found):
+        kept = [i for i, place in enumerate(places) if (run, place) not in taken]
+        taken.update((run, place) for place in places)
+        where = torch.tensor([places[i] for i in kept], dtype=torch.long) - begin
+        rows.append((run * base.n_samples + samples).repeat_interleave(len(kept)))
+        positions.append(where.repeat(base.n_samples))
+        values.append((given if len(kept) == len(places) else given[:, kept]).flatten(0, 1))
+    device = base.logits.device
+    return Replacement(
+        rows=torch.cat(rows).to(device),
+        positions=torch.cat(positions).to(device),
+        values=torch.cat(values),
+        length=base.length - begin,
     )

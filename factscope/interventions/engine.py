@@ -24,8 +24,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from factscope.errors import SpecError
 from factscope.interventions.attention import Cut, keep_masks
-from factscope.interventions.base import Base, outline_base, record_base
-from factscope.interventions.intervention import Intervention, Patch
+from factscope.interventions.base import Base, outline_base, record_base, replacement
+from factscope.interventions.intervention import Intervention
 from factscope.interventions.sweep import Joining, Ride, Sweep, SweepRefused, supports
 from factscope.interventions.weights import WeightDelta
 from factscope.models.dispatch import Replacement
@@ -319,28 +319,12 @@ def _on_all(base: Base, runs: int) -> Callable[[Tensor], Tensor]:
 
 def _replacements(base: Base, runs: Sequence[Intervention], begin: int) -> dict[tuple[str, int], Replacement]:
     """What is put in where, in the order in which each run names it."""
-    by_site: dict[tuple[str, int], list[tuple[int, Patch]]] = {}
+    by_site: dict[tuple[str, int], list[tuple[int, Sequence[int], Tensor]]] = {}
     for row, run_ in enumerate(runs):
         for patch in run_.patches:
             site = ("input", patch.layer + 1) if patch.site == "output" else (patch.site, patch.layer)
-            by_site.setdefault(site, []).append((row, patch))
-    found = {}
-    samples = torch.arange(base.n_samples)
-    for site, patches in by_site.items():
-        rows, positions, values = [], [], []
-        for row, patch in patches:
-            where = torch.tensor(patch.positions) - begin
-            rows.append((row * base.n_samples + samples).repeat_interleave(len(where)))
-            positions.append(where.repeat(base.n_samples))
-            values.append(patch.values(base).flatten(0, 1))
-        device = base.logits.device
-        found[site] = Replacement(
-            rows=torch.cat(rows).to(device),
-            positions=torch.cat(positions).to(device),
-            values=torch.cat(values),
-            length=base.length - begin,
-        )
-    return found
+            by_site.setdefault(site, []).append((row, patch.positions, patch.values(base)))
+    return {site: replacement(base, found, begin) for site, found in by_site.items()}
 
 
 def _repeated(values: Tensor, rows: int) -> Tensor:

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from factscope.interventions.attention import Cut, keep_masks
-from factscope.interventions.base import Base
+from factscope.interventions.base import Base, replacement
 from factscope.interventions.intervention import Intervention, Patch, PatchSite
 from factscope.models.dispatch import Replacement, Stopped, allowed, eager_attention
 from factscope.models.handle import ModelHandle
@@ -84,14 +84,8 @@ class Joining:
         Positions speak to each other in the attention alone.
         """
         base, layer = self._base, patch.layer
-        rows = base.n_samples * base.length
         everywhere = replace(patch, positions=tuple(range(base.length)), source_positions=None)
-        change = Replacement(
-            rows=torch.arange(base.n_samples).repeat_interleave(base.length).to(self._model.device),
-            positions=torch.arange(base.length).repeat(base.n_samples).to(self._model.device),
-            values=everywhere.values(base).reshape(rows, -1),
-            length=base.length,
-        )
+        change = replacement(base, [(0, everywhere.positions, everywhere.values(base))], 0)
         plan = base.plan(
             start_layer=layer,
             resume=base.states[layer].clone(),
@@ -257,22 +251,12 @@ class Sweep:
         return _Level(parents=[parent for parent, _ in rows], keep=keep, replace=replace)
 
     def _replacement(self, found: list[tuple[int, _PutIn]]) -> Replacement:
-        n_samples = self._base.n_samples
-        rows, positions, values = [], [], []
+        parts = []
         for row, put in found:
-            where = torch.tensor(put.patch.positions) - self._begin
-            rows.append((row * n_samples + torch.arange(n_samples)).repeat_interleave(len(where)))
-            positions.append(where.repeat(n_samples))
             patch = put.patch
-            found_values = self._joining.values(patch) if put.behind else patch.values(self._base)
-            values.append(found_values.flatten(0, 1))
-        device = self._model.device
-        return Replacement(
-            rows=torch.cat(rows).to(device),
-            positions=torch.cat(positions).to(device),
-            values=torch.cat(values),
-            length=self._n_own,
-        )
+            values = self._joining.values(patch) if put.behind else patch.values(self._base)
+            parts.append((row, patch.positions, values))
+        return replacement(self._base, parts, self._begin)
 
     def _replacements(self) -> dict[tuple[str, int], Replacement]:
         """Those inside blocks; inputs are replaced where rows enter."""
