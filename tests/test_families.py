@@ -18,6 +18,7 @@ from factscope.experiments.logit_lens import LensSpec, record_states
 from factscope.experiments.logit_lens import run as lens
 from factscope.experiments.prediction import run as predict
 from factscope.models.catalogue import MEANINGS
+from factscope.models.creation import creating
 from factscope.models.handle import ModelHandle
 from factscope.tokens import tokenize
 from tests.oracle import brute_force
@@ -191,7 +192,7 @@ def test_a_raw_lens_of_states_that_do_not_fit_the_embedding_is_refused() -> None
 def test_a_model_that_reads_both_ways_is_refused(model_type: str) -> None:
     settings = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = CONFIG_MAPPING[model_type](**settings, intermediate_size=48, max_position_embeddings=64)
-    with torch.random.fork_rng(devices=[]):
+    with creating(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with pytest.raises(ModelUnsupported, match="not a causal model"):

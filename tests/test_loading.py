@@ -12,13 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from fake_hub import COMMIT, FakeHub, FakeRepo, use_hub
 from safetensors.torch import load_file, save_file
 from tiny_models import build, tiny_tokenizer
+from transformers import PreTrainedModel
 
 from factscope.errors import (
     Cancelled,
@@ -37,6 +41,7 @@ from factscope.errors import (
 from factscope.models import hub as hub_module
 from factscope.models import loading, memory
 from factscope.models.checkpoint import needed_names
+from factscope.models.creation import creating
 from factscope.models.loading import estimate_memory, list_local_models, load
 from factscope.models.sources import parse_name
 from factscope.settings import Settings, get_settings
@@ -223,6 +228,50 @@ def test_disk_offload_gives_the_same_logits(folder: Path, tmp_path: Path) -> Non
     assert any(parameter.is_meta for parameter in spread._model.parameters())
     assert torch.allclose(spread.forward(ids), load(str(folder), device="cpu").forward(ids), atol=1e-6)
     assert list((tmp_path / "own").glob("offload-*"))
+
+
+def test_models_created_at_once_are_all_whole(tmp_path: Path) -> None:
+    """Creating one replaces functions of torch and of transformers for the whole process."""
+    place = save_tiny(tmp_path / "tied", "gpt2")
+    names = [str(place), f"random:{place}", str(place), f"random:{place}:3"]
+    ids = torch.tensor([[1, 2, 3]])
+    expected = [load(name).forward(ids) for name in names]
+    before = [vars(PreTrainedModel)["tie_weights"], torch.nn.init.normal_, torch.nn.init.uniform_]
+    barrier = threading.Barrier(len(names))
+
+    def again(index: int) -> bool:
+        same = []
+        for _ in range(3):
+            barrier.wait(60)
+            same.append(torch.equal(load(names[index]).forward(ids), expected[index]))
+        return all(same)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert list(pool.map(again, range(len(names)))) == [True] * len(names)
+    assert [vars(PreTrainedModel)["tie_weights"], torch.nn.init.normal_, torch.nn.init.uniform_] == before
+
+
+def test_a_load_that_waits_for_another_says_so_and_can_be_cancelled(folder: Path) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with creating():
+            inside.set()
+            leave.wait(60)
+
+    def stop(done: int, total: int, stage: str) -> None:
+        if stage.startswith("waiting for another model"):
+            raise Cancelled
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(60)
+    try:
+        with pytest.raises(Cancelled):
+            load(str(folder), progress=stop)
+    finally:
+        leave.set()
+        thread.join()
 
 
 # Random weights
@@ -666,6 +715,50 @@ def test_a_download_can_be_cancelled(hub: FakeHub) -> None:
     with pytest.raises(Cancelled):
         load(HUB_ID, progress=stop)
     assert load(HUB_ID).info.revision == COMMIT
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_client_that_another_thread_closes_ends_no_download(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """The hub's client is closed for all threads when a connection is refused to one of them."""
+    download, closed = hub_module.hf_hub_download, list(range(times))
+
+    def interrupted(repo: str, file: str, **options: Any) -> str:
+        if file == "model.safetensors" and closed:
+            closed.pop()
+            client = huggingface_hub.get_session()
+            huggingface_hub.close_session()
+            client.get(f"{hub.endpoint}/{repo}/resolve/{COMMIT}/{file}")
+        return download(repo, file, **options)
+
+    monkeypatch.setattr(hub_module, "hf_hub_download", interrupted)
+    if times < 3:
+        assert load(HUB_ID).info.revision == COMMIT
+    else:
+        with pytest.raises(NetworkUnavailable) as refusal:
+            load(HUB_ID)
+        says(refusal.value, "cannot be reached", "'tester/tiny'")
+    assert not closed
+
+
+@pytest.mark.parametrize(("name", "again"), [("ReadError", True), ("ConnectError", False)])
+def test_a_connection_that_breaks_is_made_again_and_one_that_is_refused_is_not(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, name: str, again: bool
+) -> None:
+    download, left = hub_module.hf_hub_download, [type(name, (Exception,), {})]
+
+    def interrupted(repo: str, file: str, **options: Any) -> str:
+        if left and file == "model.safetensors":
+            raise left.pop()("[Errno 9] Bad file descriptor")
+        return download(repo, file, **options)
+
+    monkeypatch.setattr(hub_module, "hf_hub_download", interrupted)
+    if again:
+        assert load(HUB_ID).info.revision == COMMIT
+    else:
+        with pytest.raises(NetworkUnavailable):
+            load(HUB_ID)
 
 
 def test_a_full_disk_is_told_before_the_download(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from factscope.interventions.engine import no_step
 from factscope.interventions.intervention import Intervention, Patch
 from factscope.interventions.sweep import Joining, Sweep, SweepRefused
 from factscope.models import head as heads
+from factscope.models.creation import creating
 from factscope.models.discovery import discover
 from factscope.models.dispatch import _ACTIVE, ATTENTION
 from factscope.models.handle import ModelHandle
@@ -379,7 +380,7 @@ def wide_gpt2(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     settings: dict[str, Any] = {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 97}
     settings |= {"bos_token_id": 0, "eos_token_id": 1}
     config = CONFIG_MAPPING["gpt2"](**settings)
-    with torch.random.fork_rng(devices=[]):
+    with creating(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     redraw(model, 0)

@@ -20,6 +20,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from factscope.models.creation import creating
+
 N_LAYERS = 4
 VOCAB_SIZE = 97
 SLIDING_WINDOW = 4
@@ -291,7 +293,7 @@ def build(name: str, seed: int = 0, *, scale: float = 1.5, vocab_size: int = VOC
     common = _COMMON | ({"pad_token_id": 2} if name in _PAD_REQUIRED else {})
     config = CONFIG_MAPPING[model_type](**(common | settings | {"vocab_size": vocab_size}))
     attention = "sdpa" if name in _SDPA_ONLY else "eager"
-    with torch.random.fork_rng(devices=[]):
+    with creating(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     redraw(model, seed, scale=scale)

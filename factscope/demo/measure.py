@@ -27,6 +27,7 @@ from factscope.demo.phenomena import Knockout, LensRanks, knockouts, last_third,
 from factscope.demo.prompts import Asked, Kind, ends_like_trained, first_prompts, sample
 from factscope.demo.scoring import first_token, score
 from factscope.demo.sentences import is_dev
+from factscope.models.creation import creating
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class Sizes:
 
 def load_bundled(folder: Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
     """The model of a folder in float32, and its tokenizer."""
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    with creating():
+        model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(folder)
 
 

@@ -147,14 +147,11 @@ def run(
 
 def _top(model: ModelHandle, logits: Tensor, k: int) -> tuple[TokenProbability, ...]:
     values, tokens = measures.log_probabilities(logits).topk(k)
+    values = values.exp()
     rows = []
     for rank, (value, token) in enumerate(zip(values.tolist(), tokens.tolist(), strict=True), start=1):
         text, display = token_text(model.tokenizer, token)
-        rows.append(
-            TokenProbability(
-                rank=rank, id=token, text=text, display=display, probability=float(torch.tensor(value).exp())
-            )
-        )
+        rows.append(TokenProbability(rank=rank, id=token, text=text, display=display, probability=value))
     return tuple(rows)
 
 

@@ -313,7 +313,8 @@ def _parallel(
             return output
         value = first(output)
         generator = torch.Generator().manual_seed(1)
-        noisy = value + torch.randn(value.shape, generator=generator).to(value) * value.float().std().to(value)
+        drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
+        noisy = value + drawn * value.float().std().to(value)
         return (noisy, *output[1:]) if isinstance(output, tuple) else noisy
 
     def record(i: int) -> Any:

@@ -118,7 +118,10 @@ def look_up(repo: str, revision: str | None, *, seconds: float, local_only: bool
         return Lookup(cached=_require_cached(repo, revision, local_only=local_only))
     try:
         info = answer_within(
-            seconds, lambda: HfApi().model_info(repo, revision=revision, timeout=seconds, files_metadata=True)
+            seconds,
+            lambda: _once_more(
+                lambda: HfApi().model_info(repo, revision=revision, timeout=seconds, files_metadata=True)
+            ),
         )
     except Exception as error:
         found = explain_hub_error(error, repo, revision)
@@ -209,8 +212,8 @@ def fetch_files(
 
 def _download(repo: str, file: str, revision: str, seconds: float, watcher: Watcher | None = None) -> Path:
     bar = watcher.bar if watcher is not None else _silent_bar
-    return Path(
-        hf_hub_download(
+    path = _once_more(
+        lambda: hf_hub_download(
             repo,
             file,
             revision=revision,
@@ -218,6 +221,32 @@ def _download(repo: str, file: str, revision: str, seconds: float, watcher: Watc
             cache_dir=constants.HF_HUB_CACHE,
             tqdm_class=bar,  # type: ignore[arg-type]
         )
+    )
+    return Path(path)
+
+
+def _once_more(call: Callable[[], Value], *, tries: int = 3) -> Value:
+    """The result of a call, made again where its connection broke in the middle; a download goes on where it was.
+
+    All threads share one client of the hub. When a connection is refused to one of them, the client closes it, and the
+    answers that others are reading end with it.
+    """
+    for left in reversed(range(tries)):
+        try:
+            return call()
+        except Exception as error:
+            if not left or not _broke_in_the_middle(error):
+                raise
+            logger.debug("the connection to the hub broke, trying again", exc_info=True)
+    raise AssertionError("unreachable")
+
+
+def _broke_in_the_middle(error: BaseException) -> bool:
+    """Whether a connection that stood was lost, or its client closed; a refused one, or silence, is no such case."""
+    broken = ("ReadError", "WriteError", "CloseError", "RemoteProtocolError", "ClientClosed", "StreamClosed")
+    return any(
+        type(found).__name__ in broken or (isinstance(found, RuntimeError) and "closed" in str(found))
+        for found in causes(error)
     )
 
 

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from factscope.errors import FactScopeError, ModelFilesError, ModelTooLarge, ModelUnsupported, SpecError
 from factscope.models import hub
 from factscope.models.checkpoint import Checkpoint, files_fingerprint, inspect
+from factscope.models.creation import creating
 from factscope.models.hub import LoadProgress, LocalModel, causes, list_local_models, silent
 from factscope.models.memory import MemoryEstimate, estimate
 from factscope.models.sources import Source, parse_name, shown
@@ -90,7 +91,8 @@ def load(
         with _explained(source.shown, found.checkpoint):
             _read_config(found.checkpoint.folder)  # before the tokenizer, which reads it too and would be blamed
             tokenizer = _read_tokenizer(found.checkpoint)
-            model = _make_model(request, found.checkpoint, chosen)
+            with creating(lambda: tell(0, 0, "waiting for another model to be read")):
+                model = _make_model(request, found.checkpoint, chosen)
             _refuse_foreign_tokenizer(tokenizer, model, source.shown)
         tell(0, 0, f"measuring {name}")
         return _measure(model, tokenizer, request, found)
@@ -260,7 +262,7 @@ def _counts_of_config(folder: Path, name: str) -> Mapping[str, int]:
 
     with _QUIET, _explained(name, None):
         config = _read_config(folder)
-        with torch.device("meta"):
+        with creating(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         stored = _STORED_NAMES.get(getattr(config, "dtype", None) or torch.float32, "F32")
         return {stored: sum(parameter.numel() for parameter in model.parameters())}

@@ -247,7 +247,7 @@ def _packed(
     updates = ("attention", "mlp") if found["additive"].ok else ()
     generator = torch.Generator().manual_seed(3)
     embedding: Any = model.parts.wiring.embedding
-    values = torch.randn(2, 2, embedding.weight.shape[-1], generator=generator).double()
+    values = torch.randn(2, 2, embedding.weight.shape[-1], generator=generator, dtype=torch.float64)
     try:
         for n_readout, noise in ((1, None), (2, Noise(positions=(1, 2), values=values))):
             clean = record_base(model, ids[0].tolist(), n_readout=n_readout, updates=updates)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from factscope.models.creation import creating
 from factscope.models.handle import ModelHandle, build_handle
 from factscope.queries import Query
 from tests.oracle import plain_gpt2, plain_llama
@@ -108,7 +109,7 @@ def subject(family: str, layers: int = 4, seed: int = 0, scale: float = 1.5) -> 
         settings |= {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 8}
         settings |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
     config = CONFIG_MAPPING[family](**settings)
-    with torch.random.fork_rng(devices=[]):
+    with creating(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     redraw(model, seed, scale=scale)
