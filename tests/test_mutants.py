@@ -20,7 +20,7 @@ from torch import Tensor
 
 from factscope.experiments import attention_knockout
 from factscope.experiments.attention_knockout import KnockoutSpec, run
-from factscope.interventions import attention, engine, sweep
+from factscope.interventions import attention, engine, packing, sweep
 from factscope.interventions.attention import Cut
 from factscope.interventions.base import Base, Noise
 from factscope.interventions.intervention import Intervention, Patch
@@ -123,12 +123,12 @@ def shifted(cuts: Callable[[Cut], Mapping[str, Any]]) -> Callable[[Intervention,
 
 def no_cut(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(dispatch, "combine", lambda mask, keep: _COMBINE(mask, torch.ones_like(keep)))
-    masks = sweep.keep_masks
+    masks = packing.keep_masks
 
     def open_masks(*args: Any) -> dict[int, Tensor]:
         return {layer: torch.ones_like(mask) for layer, mask in masks(*args).items()}
 
-    patch.setattr(sweep, "keep_masks", open_masks)
+    patch.setattr(packing, "keep_masks", open_masks)
 
 
 _COMBINE = dispatch.combine
@@ -220,14 +220,14 @@ def stale_shared_prefix(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sweep._Attention, "__call__", mutant)
 
 
-def _built(history: Callable[[int, int], int]) -> Callable[[Sweep], tuple[list[Any], list[int]]]:
+def _built(history: Callable[[int, int], int]) -> Callable[[Any], tuple[list[Any], list[int]]]:
     """A mutant of ``_build``: which rows of one layer are the same, by the layer and the row that they continue."""
 
-    def mutant(self: Sweep) -> tuple[list[Any], list[int]]:
+    def mutant(self: Any) -> tuple[list[Any], list[int]]:
         n, steps = self._base.n_layers, self._steps
-        levels: list[Any] = [sweep._Level(parents=[], keep=None, replace={}) for _ in range(self._start)]
+        levels: list[Any] = [packing.Level(parents=[]) for _ in range(self.start)]
         current, joined = [-1] * len(steps), [False] * len(steps)
-        for layer in range(self._start, n + 1):
+        for layer in range(self.start, n + 1):
             rows: dict[Any, list[int]] = {}
             for index, changes in enumerate(steps):
                 joined[index] |= layer in changes
@@ -248,7 +248,7 @@ def _built(history: Callable[[int, int], int]) -> Callable[[Sweep], tuple[list[A
 
 def forgotten_history(patch: pytest.MonkeyPatch) -> None:
     """Runs whose histories differ become one row where both go on unchanged."""
-    patch.setattr(Sweep, "_build", _built(lambda layer, row: min(row, 0)))
+    patch.setattr(packing.Group, "_build", _built(lambda layer, row: min(row, 0)))
 
 
 def _entering_with(patch: pytest.MonkeyPatch, shift: int) -> None:
@@ -276,7 +276,7 @@ def joins_with_the_state_below(patch: pytest.MonkeyPatch) -> None:
 
 def joins_one_layer_late(patch: pytest.MonkeyPatch) -> None:
     """The first layer's change is lost: a run starts with its second, or does the first one layer above."""
-    original = sweep._steps
+    original = packing.steps_of
 
     def mutant(*args: Any) -> dict[int, Any]:
         steps = original(*args)
@@ -284,19 +284,19 @@ def joins_one_layer_late(patch: pytest.MonkeyPatch) -> None:
         rest = {layer: step for layer, step in steps.items() if layer > first}
         return rest or {min(first + 1, LAYERS - 1): steps[first]}
 
-    patch.setattr(sweep, "_steps", mutant)
+    patch.setattr(packing, "steps_of", mutant)
 
 
 def joins_one_layer_early(patch: pytest.MonkeyPatch) -> None:
     """The first layer's change is made one layer below already."""
-    original = sweep._steps
+    original = packing.steps_of
 
     def mutant(*args: Any) -> dict[int, Any]:
         steps = original(*args)
         first = min(steps)
         return {max(first - 1, 0): steps[first]} | {layer: step for layer, step in steps.items() if layer > first}
 
-    patch.setattr(sweep, "_steps", mutant)
+    patch.setattr(packing, "steps_of", mutant)
 
 
 def rides_from_the_token_before(patch: pytest.MonkeyPatch) -> None:
@@ -555,14 +555,14 @@ def swapped_samples(patch: pytest.MonkeyPatch) -> None:
 
 def patch_one_layer_late(patch: pytest.MonkeyPatch) -> None:
     """An output is replaced behind the next layer, on either path."""
-    steps, replacements = sweep._steps, engine._replacements
+    steps, replacements = packing.steps_of, engine._replacements
 
     def late_steps(*args: Any) -> dict[int, Any]:
         found = steps(*args)
         moved: dict[int, Any] = {layer: dataclasses.replace(step, inputs=()) for layer, step in found.items()}
         for layer, step in found.items():
             later = min(layer + 1, LAYERS)
-            before = moved.get(later, sweep._Step())
+            before = moved.get(later, packing.Step())
             moved[later] = dataclasses.replace(before, inputs=before.inputs + step.inputs)
         return moved
 
@@ -571,7 +571,7 @@ def patch_one_layer_late(patch: pytest.MonkeyPatch) -> None:
         kept = {at: change for at, change in found.items() if at[0] != "input"}
         return kept | {(site, min(n + 1, LAYERS)): c for (site, n), c in found.items() if site == "input"}
 
-    patch.setattr(sweep, "_steps", late_steps)
+    patch.setattr(packing, "steps_of", late_steps)
     patch.setattr(engine, "_replacements", late)
 
 
@@ -588,8 +588,8 @@ def edit_on_some_rows(patch: pytest.MonkeyPatch) -> None:
 
     def mutant(self: WeightDelta, x: Tensor) -> Tensor:
         change = original(self, x).clone()
-        if change.shape[0] > 2:  # the record itself is right
-            change[0] = 0
+        if change[..., 0].numel() > 2 * LENGTH:  # the record itself is right
+            change.flatten(0, -2)[:LENGTH] = 0
         return change
 
     patch.setattr(WeightDelta, "added", mutant)
@@ -611,12 +611,14 @@ def last_edit_only(patch: pytest.MonkeyPatch) -> None:
 
 def joins_unchanged(patch: pytest.MonkeyPatch) -> None:
     """A run that begins with a patched update joins behind the layer, with the base's states."""
-    patch.setattr(sweep.Joining, "values", lambda self, p: self._base.states[p.layer + 1][:, list(p.positions)].clone())
+    patch.setattr(
+        packing.Joining, "values", lambda self, p: self._base.states[p.layer + 1][:, list(p.positions)].clone()
+    )
 
 
 def mlp_does_not_follow(patch: pytest.MonkeyPatch) -> None:
     """A patched attention update is added to the layer's output; its own MLP does not see it."""
-    patch.setattr(sweep.Joining, "_adds", lambda *_: True)
+    patch.setattr(packing.Joining, "_adds", lambda *_: True)
 
 
 PATCHES_ON_BOTH = (

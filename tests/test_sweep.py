@@ -22,7 +22,8 @@ from factscope.interventions.attention import Cut
 from factscope.interventions.base import Base, Noise
 from factscope.interventions.engine import no_step
 from factscope.interventions.intervention import Intervention, Patch
-from factscope.interventions.sweep import Joining, Sweep, SweepRefused
+from factscope.interventions.packing import Joining
+from factscope.interventions.sweep import Sweep, SweepRefused
 from factscope.models import head as heads
 from factscope.models.creation import creating
 from factscope.models.discovery import discover
@@ -127,7 +128,7 @@ def assert_refused_and_answered(
     """The sweep refuses, and the engine gives right numbers all the same."""
     base, runs = asked(model)
     with pytest.raises(SweepRefused, match=because):
-        Sweep(model, base, [run.effective(base) for run in runs], 0, Joining(model, base), no_step).run()
+        Sweep(model, base, [(0, [run.effective(base) for run in runs])], Joining(model, base), no_step).run()
     with caplog.at_level(logging.WARNING):
         assert off(answered(model, base, runs, "rows"), right(family)) <= ROUNDING
     assert because in caplog.text
@@ -158,7 +159,7 @@ def test_an_unchanged_row_that_deviates_is_refused(error: float, caplog: pytest.
         if not _sweeping():
             return None
         changed = output.clone()
-        changed[-1] += error
+        changed[..., -1, :] += error
         return changed
 
     hook = projection.register_forward_hook(disturb)
@@ -293,7 +294,6 @@ def test_runs_may_begin_at_the_first_position(family: str) -> None:
     [
         (engine, "WAVE_WORK", (0, 200_000, 3_000_000)),
         (engine, "WAVE_BYTES", (0, 40_000)),
-        (engine, "ROW_OVERHEAD", (0.0, 5.0, 1e9)),
         (heads, "STRETCH", (1, 2, 10, 96, 97, 98)),
         (heads, "ROWS", (1, 3)),
         (heads, "WHOLE_ROWS", (1, 5)),
@@ -323,18 +323,30 @@ def test_limits_change_no_number(
             assert waves > 1
 
 
-def test_row_overhead_decides_how_many_sweeps_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the test above compares different divisions."""
+def test_runs_that_begin_at_different_positions_are_one_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the tests above compare several groups; no token before a run's first changed one is computed."""
     model = handle("llama")
     base, runs = asked(model)
-    effective = [run.effective(base) for run in runs]
-    groups = {}
-    for overhead in (0.0, 1e9):
-        monkeypatch.setattr(engine, "ROW_OVERHEAD", overhead)
-        groups[overhead] = engine._groups(model, base, effective)
-        assert sorted(map(id, (run for _, some in groups[overhead] for run in some))) == sorted(map(id, effective))
-        assert all(begin <= min(run.first_position for run in some) for begin, some in groups[overhead])
-    assert len(groups[1e9]) == 1 < len(groups[0.0])
+    effective = [found for found in (run.effective(base) for run in runs) if found.changes]
+    groups = engine._groups(base, effective)
+    assert len(groups) > 2
+    assert sorted(map(id, (run for _, some in groups for run in some))) == sorted(map(id, effective))
+    assert all(begin == min(run.first_position, base.length - 2) for begin, some in groups for run in some)
+    lengths: list[int] = []
+    original = Sweep._enter
+
+    def remember(self: Sweep, layer: int, hidden: Tensor) -> Tensor:
+        entered = original(self, layer, hidden)
+        lengths.append(entered.shape[1])
+        return entered
+
+    monkeypatch.setattr(Sweep, "_enter", remember)
+    sweep = Sweep(model, base, groups, Joining(model, base), no_step)
+    together = sweep.run()
+    own = [sum(group.n_tokens(layer) for group in sweep._groups) for layer in range(sweep._start, base.n_layers)]
+    assert lengths == [n + base.length - min(begin for begin, _ in groups) for n in own]
+    apart = [Sweep(model, base, [group], Joining(model, base), no_step).run() for group in groups]
+    assert off(together, torch.cat(apart)) <= ROUNDING
 
 
 def state_of(model: ModelHandle) -> list[Any]:

@@ -26,7 +26,8 @@ from factscope.errors import SpecError
 from factscope.interventions.attention import Cut, keep_masks
 from factscope.interventions.base import Base, outline_base, record_base, replacement
 from factscope.interventions.intervention import Intervention
-from factscope.interventions.sweep import Joining, Ride, Sweep, SweepRefused, supports
+from factscope.interventions.packing import Joining
+from factscope.interventions.sweep import Ride, Sweep, SweepRefused, supports
 from factscope.interventions.weights import WeightDelta
 from factscope.models.dispatch import Replacement
 from factscope.models.handle import ModelHandle
@@ -39,8 +40,6 @@ WAVE_WORK = 150_000_000_000
 wave is half as long, so that there is something to see."""
 WAVE_BYTES = 192 * 2**20
 """Bytes that the widest layer of one wave may take."""
-ROW_OVERHEAD = 40.0
-"""A forward of few rows takes as long as if it had so many more: a layer's weights are read from memory."""
 MAX_ROWS, MIN_ROWS = 192, 8
 """Rows of a forward on the universal path: products of fewer than some 200 rows leave a core half idle."""
 CHUNK_WORK = 50_000_000_000
@@ -194,25 +193,23 @@ def _run_waves(
 ) -> Answers:
     joining = Joining(model, base)
     for wave in _waves(model, base, runs):
-        states: list[Tensor] = []
-        swept: list[Intervention] = []
-        for begin, runs in _groups(model, base, wave):
+        groups = _groups(base, wave)
+        if supports(model, base):
             try:
-                if supports(model, base):
-                    states.append(Sweep(model, base, runs, begin, joining, step).run())
-                    swept += runs
-                    continue
+                states = Sweep(model, base, groups, joining, step).run()
             except SweepRefused as refused:
                 logger.warning("%s: one row per run instead, since %s", model.info.name, refused)
+            else:
+                indices, pick = _places([run_ for _, some in groups for run_ in some], order)
+                yield indices, Readout(model=model, pick=pick, states=states)
+                continue
+        for begin, alike in groups:
             size = _rows(model, base, begin)
-            for first in range(0, len(runs), size):
+            for first in range(0, len(alike), size):
                 step()
-                some = runs[first : first + size]
+                some = alike[first : first + size]
                 indices, pick = _places(some, order)
                 yield indices, Readout(model=model, pick=pick, whole=run_rows(model, base, some, begin))
-        if swept:
-            indices, pick = _places(swept, order)
-            yield indices, Readout(model=model, pick=pick, states=torch.cat(states))
 
 
 def _places(runs: Sequence[Intervention], order: dict[Intervention, list[int]]) -> tuple[list[int], list[int]]:
@@ -225,7 +222,10 @@ def _places(runs: Sequence[Intervention], order: dict[Intervention, list[int]]) 
 
 
 def _waves(model: ModelHandle, base: Base, runs: list[Intervention]) -> Iterator[list[Intervention]]:
-    """Runs in the given order, as many at a time as work and memory allow."""
+    """Runs in the given order, as many at a time as work and memory allow.
+
+    Runs from one position share most of their work, so a wave may become twice as long to hold all of them.
+    """
     operations = 2 * max(1, model.n_parameters - model.vocabulary * model.info.d_model) / model.info.n_layers
     scores = 3 * model.info.n_heads * base.length
     token_bytes = (12 * model.info.d_model + scores) * base.logits.element_size()
@@ -235,7 +235,8 @@ def _waves(model: ModelHandle, base: Base, runs: list[Intervention]) -> Iterator
     for run_ in runs:
         tokens = base.n_samples * (base.length - run_.first_position)
         cost = tokens * operations * (base.n_layers - run_.first_layer)
-        if wave and (work + cost > limit or size + tokens * token_bytes > WAVE_BYTES):
+        alike = bool(wave) and wave[-1].first_position == run_.first_position
+        if wave and (work + cost > limit * (1 + alike) or size + tokens * token_bytes > WAVE_BYTES):
             yield wave
             wave, work, size, limit = [], 0.0, 0.0, WAVE_WORK
         wave.append(run_)
@@ -244,34 +245,12 @@ def _waves(model: ModelHandle, base: Base, runs: list[Intervention]) -> Iterator
         yield wave
 
 
-def _groups(model: ModelHandle, base: Base, wave: list[Intervention]) -> list[tuple[int, list[Intervention]]]:
-    """Runs that share a forward, with the position from which it computes.
-
-    A run may start before its first changed position: that costs rows, and saves a forward that would have few. The
-    cheapest division of the positions into neighbours that go together is found by dynamic programming.
-    """
+def _groups(base: Base, wave: list[Intervention]) -> list[tuple[int, list[Intervention]]]:
+    """Runs by the position from which they are computed."""
     at: dict[int, list[Intervention]] = {}
     for run_ in wave:
         at.setdefault(min(run_.first_position, base.length - base.n_readout), []).append(run_)
-    positions = sorted(at)
-    if not supports(model, base):
-        return [(position, at[position]) for position in at]
-    rows = [sum(base.n_layers - r.first_layer for r in at[p]) * base.n_samples for p in positions]
-    layers = [base.n_layers - min(r.first_layer for r in at[p]) for p in positions]
-    best: list[tuple[float, int]] = [(0.0, 0)]
-    for end in range(1, len(positions) + 1):
-        options = []
-        for first in range(end):
-            tokens = sum(rows[first:end]) * (base.length - positions[first])
-            options.append((best[first][0] + ROW_OVERHEAD * max(layers[first:end]) + tokens, first))
-        best.append(min(options))
-    groups = []
-    end = len(positions)
-    while end:
-        first = best[end][1]
-        groups.append((positions[first], [r for p in positions[first:end] for r in at[p]]))
-        end = first
-    return groups[::-1]
+    return list(at.items())
 
 
 # ---------------------------------------------------------------------------- the universal path

@@ -1,13 +1,14 @@
 """The fast path: many runs go through the layers together, each from where it differs, on the base's keys and values.
 
-At every layer the rows of the forward are the runs that have differed so far: a run joins at its first changed layer
-(staircase), and runs whose changes were the same up to here are one row (trie). Positions before the first changed one
-are never computed: their keys and values are the base's. The last block's MLP is shown the read-out positions alone.
+At every layer there is a row for each run that has differed so far: a run joins at its first changed layer
+(staircase), and runs whose changes were the same up to here are one row (trie). Positions before a run's first changed
+one are never computed: their keys and values are the base's. The last block's output projection and MLP are shown the
+read-out positions alone.
 
-The blocks are the model's own, called by its own forward on the changed positions of one sequence; what goes through
-them is put in their way by the dispatcher, and the attention by the function that was installed on load. Two things
-are asserted in every sweep: each layer asked for its attention once, and a row without any change, which goes along
-all the way, comes out as the base run.
+The tokens of all rows, from wherever each begins, are one sequence for the model's own blocks, called by its own
+forward: all but the attention treats every token for itself. Tokens are put in the blocks' way by the dispatcher, and
+the attention by the function that was installed on load. Two things are asserted in every sweep: each layer asked for
+its attention once, and a row without any change, which goes along all the way, comes out as the base run.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from factscope.interventions.attention import Cut, keep_masks
-from factscope.interventions.base import Base, replacement
-from factscope.interventions.intervention import Intervention, Patch, PatchSite
+from factscope.interventions.base import Base
+from factscope.interventions.intervention import Intervention
+from factscope.interventions.packing import Group, Joining
 from factscope.models.dispatch import Replacement, Stopped, allowed, eager_attention
 from factscope.models.handle import ModelHandle
 
@@ -43,111 +43,16 @@ class SweepRefused(Exception):
     """This model does something in its attention or blocks that a sweep does not follow."""
 
 
-class Joining:
-    """What the next layer is given where a run begins with replaced updates of one site, for all runs of a base.
-
-    At its first layer such a run differs from the base at the patched positions only. So it need not go through that
-    layer: it joins behind it, with the base's states and, at these positions, what the layer makes of the new update.
-    """
-
-    def __init__(self, model: ModelHandle, base: Base) -> None:
-        self._model, self._base = model, base
-        self._behind: dict[tuple[int, Base | None], Tensor] = {}
-
-    def values(self, patch: Patch) -> Float[Tensor, "sample position d_model"]:
-        """The layer's output at the patch's positions."""
-        base, where = self._base, list(patch.positions)
-        if self._adds(patch):
-            return base.states[patch.layer + 1][:, where] + patch.values(base) - patch.recorded(base)[:, where]
-        key = patch.layer, patch.source
-        if key not in self._behind:
-            self._behind[key] = self._through(patch)
-        return self._behind[key][:, where]
-
-    def possible(self, patches: Sequence[Patch]) -> bool:
-        """Whether runs that begin with these patches, all in one layer, may join behind it."""
-        if len({(patch.site, patch.source) for patch in patches}) > 1 or patches[0].site == "output":
-            return False
-        if self._adds(patches[0]):
-            return patches[0].site in self._base.updates
-        source = patches[0].source
-        reaches = source is None or source.length >= self._base.length
-        return reaches and all(patch.source_positions in (None, patch.positions) for patch in patches)
-
-    def _adds(self, patch: Patch) -> bool:
-        """Whether the update reaches nothing but the sum."""
-        return patch.site == "mlp" or self._model.parts.parallel[patch.layer]
-
-    def _through(self, patch: Patch) -> Float[Tensor, "sample position d_model"]:
-        """The layer's output with its attention update replaced at all positions: each is as if it were the only one.
-
-        Positions speak to each other in the attention alone.
-        """
-        base, layer = self._base, patch.layer
-        everywhere = replace(patch, positions=tuple(range(base.length)), source_positions=None)
-        change = replacement(base, [(0, everywhere.positions, everywhere.values(base))], 0)
-        plan = base.plan(
-            start_layer=layer,
-            resume=base.states[layer].clone(),
-            replace={("attention", layer): change},
-            stop_after=layer,
-            capture=frozenset({("output", layer)}),
-        )
-        with suppress(Stopped):
-            self._model.forward(base.ids.expand(base.n_samples, -1), plan, last=1)
-        return plan.captured["output", layer]
-
-
-@dataclass(frozen=True)
-class _PutIn:
-    """A patch as it is done: at its site, or to the next layer's input instead."""
-
-    patch: Patch
-    behind: bool = False
-
-
-@dataclass(frozen=True)
-class _Step:
-    """What one run changes in one layer. Equal steps of equal histories are one row."""
-
-    cuts: tuple[Cut, ...] = ()
-    inputs: tuple[_PutIn, ...] = ()
-    attention: tuple[_PutIn, ...] = ()
-    mlp: tuple[_PutIn, ...] = ()
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.cuts, self.inputs, self.attention, self.mlp))
-
-    def __hash__(self) -> int:
-        """Computed once: the runs of a map share their steps."""
-        return self._hash
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Level:
-    """The rows of one layer.
-
-    Attributes:
-        parents: row of the layer below that each row continues; -1 where it joins from the base.
-    """
-
-    parents: list[int]
-    keep: Bool[Tensor, "row head query key"] | None
-    replace: dict[str, Replacement]
-
-
 def supports(model: ModelHandle, base: Base) -> bool:
     """Whether the fast path was verified for this model, and the base has what it needs."""
     return model.capabilities["packed"].ok and bool(base.keys)
 
 
 class Sweep:
-    """Some runs on one base, from one position on.
+    """Some runs on one base, all in one sequence.
 
     Args:
-        runs: effective interventions, none of them empty.
-        begin: the first position computed; at most the first changed one of any run, and the first read-out one.
+        groups: positions, and the runs that are computed from there: effective interventions, none of them empty.
         step: called before every layer; may raise to end the sweep.
     """
 
@@ -155,47 +60,47 @@ class Sweep:
         self,
         model: ModelHandle,
         base: Base,
-        runs: Sequence[Intervention],
-        begin: int,
+        groups: Sequence[tuple[int, Sequence[Intervention]]],
         joining: Joining,
         step: Callable[[], None],
     ) -> None:
-        self._model, self._base, self._begin, self._joining, self._step = model, base, begin, joining, step
-        self._n_own = base.length - begin
-        alone: dict[Cut, _Step] = {}
-        self._steps = [_steps(run, joining, alone) for run in runs]
-        self._start = min(min(steps) for steps in self._steps)
-        self._levels, self._leaves = self._build()
+        self._model, self._base, self._step = model, base, step
+        self._groups = [Group(model, base, begin, runs, joining) for begin, runs in groups]
+        self._begin = min(group.begin for group in self._groups)
+        self._start = min(group.start for group in self._groups)
         self._layer, self._calls = -1, 0
 
     def run(self) -> Float[Tensor, "run sample readout d_model"]:
-        """Final states at the read-out positions.
+        """Final states at the read-out positions, group by group.
 
         Raises:
             SweepRefused: an assertion failed; nothing of this sweep may be used.
         """
         base, n = self._base, self._base.n_layers
-        hidden: Tensor | None = None
+        hidden = base.states[n].new_empty(0, base.states[n].shape[-1])
         if self._start < n:
-            hidden = self._through_the_blocks()
-            self._check(hidden[-1, -base.n_readout :])
-            hidden = hidden[:-1].view(-1, base.n_samples, self._n_own, hidden.shape[-1])
-        level = self._levels[n]
-        joined = self._gather(hidden, level.parents, base.states[n][:, self._begin :])
-        if (change := level.replace.get("input")) is not None:
-            joined = change.put_into(joined.flatten(0, 1)).view(joined.shape)
-        return joined[self._leaves, :, -base.n_readout :]
+            hidden = self._through_the_blocks()[0]
+            self._check(hidden[-base.n_readout :])
+        finals = []
+        for group, before in zip(self._groups, self._stretches(hidden, n - 1), strict=True):
+            final = base.states[n].new_empty(group.n_tokens(n), hidden.shape[-1])
+            group.fill(n, before, final, base.states[n])
+            rows = final.view(-1, base.n_samples, group.n_own, hidden.shape[-1])
+            finals.append(rows[group.leaves, :, -base.n_readout :])
+        return torch.cat(finals)
 
-    def _through_the_blocks(self) -> Float[Tensor, "row position d_model"]:
+    def _through_the_blocks(self) -> Float[Tensor, "1 token d_model"]:
         base, n = self._base, self._base.n_layers
-        pruned = self._model.parts.wiring.mlp is not None and self._n_own > base.n_readout
+        pruned = self._readouts() if base.length - self._begin > base.n_readout else None
+        length = base.length - self._begin
         plan = base.plan(
             start_layer=self._start,
             enter=self._enter,
+            places=self._places,
+            made_for=length,
             attend=self._attend,
-            replace=self._replacements(),
-            prune=base.n_readout if pruned else None,
-            length=self._n_own,
+            replace=self._replacements(pruned),
+            prune=pruned,
             stop_after=n - 1,
             capture=frozenset({("output", n - 1)}),
         )
@@ -215,112 +120,105 @@ class Sweep:
         if not off <= allowed:
             raise SweepRefused(f"a row without a change is {off:.1e} away from the base run")
 
-    # ------------------------------------------------------------------ rows
+    # ------------------------------------------------------------------ the sequence
 
-    def _build(self) -> tuple[list[_Level], list[int]]:
-        """The levels, layer by layer and one behind the last block, and the last level's row of every run."""
-        n = self._base.n_layers
-        levels = [_Level(parents=[], keep=None, replace={}) for _ in range(self._start)]
-        current = [-1] * len(self._steps)
-        joined = [False] * len(self._steps)
-        for layer in range(self._start, n + 1):
-            rows: dict[tuple[int, _Step | None], list[int]] = {}
-            for run, steps in enumerate(self._steps):
-                step = steps.get(layer)
-                if step is not None or joined[run]:
-                    joined[run] = True
-                    rows.setdefault((current[run], step), []).append(run)
-            ordered = sorted(rows, key=lambda row: (row[0] < 0, row[0]))
-            for index, row in enumerate(ordered):
-                for run in rows[row]:
-                    current[run] = index
-            levels.append(self._level(layer, ordered))
-        return levels, current
+    def _stretches(self, tokens: Tensor, layer: int, dim: int = 0) -> list[Tensor]:
+        """Each group's part of a layer's tokens, without the control's."""
+        sizes = [group.n_tokens(layer) if self._start <= layer else 0 for group in self._groups]
+        return list(tokens.narrow(dim, 0, sum(sizes)).split(sizes, dim))
 
-    def _level(self, layer: int, rows: list[tuple[int, _Step | None]]) -> _Level:
-        base, device = self._base, self._model.device
-        cuts = [() if step is None else step.cuts for _, step in rows]
-        keep = None
-        if any(cuts):
-            keep = keep_masks(cuts, base.length, self._begin, self._model.info.n_heads, device)[layer]
-        replace = {}
-        for site in ("inputs", "attention", "mlp"):
-            found = [(row, put) for row, (_, step) in enumerate(rows) if step for put in getattr(step, site)]
-            if found:
-                replace["input" if site == "inputs" else site] = self._replacement(found)
-        return _Level(parents=[parent for parent, _ in rows], keep=keep, replace=replace)
+    def _places(self, layer: int) -> Int[Tensor, " token"]:
+        """Where each token of a layer stands, counted from the first position computed; the control's come last."""
+        device, length = self._base.ids.device, self._base.length - self._begin
+        parts = [
+            torch.arange(group.begin - self._begin, length, device=device).repeat(group.n_tokens(layer) // group.n_own)
+            for group in self._groups
+        ]
+        return torch.cat([*parts, torch.arange(length, device=device)])
 
-    def _replacement(self, found: list[tuple[int, _PutIn]]) -> Replacement:
-        parts = []
-        for row, put in found:
-            patch = put.patch
-            values = self._joining.values(patch) if put.behind else patch.values(self._base)
-            parts.append((row, patch.positions, values))
-        return replacement(self._base, parts, self._begin)
+    def _readouts(self) -> Int[Tensor, " token"]:
+        """The tokens of the last block that are read out."""
+        places = self._places(self._base.n_layers - 1)
+        return (places >= self._base.length - self._begin - self._base.n_readout).nonzero().flatten()
 
-    def _replacements(self) -> dict[tuple[str, int], Replacement]:
-        """Those inside blocks; inputs are replaced where rows enter."""
-        return {
-            (site, layer): change
-            for layer, level in enumerate(self._levels)
-            for site, change in level.replace.items()
-            if site != "input"
-        }
-
-    def _gather(
-        self, hidden: Tensor | None, parents: list[int], entering: Float[Tensor, "sample position d_model"]
-    ) -> Float[Tensor, "row sample position d_model"]:
-        """Rows of the next level: continued ones first, then those that join from the base."""
-        old = [parent for parent in parents if parent >= 0]
-        n_new = len(parents) - len(old)
-        if hidden is not None and not n_new and old == list(range(hidden.shape[0])):
-            return hidden
-        rows = entering.new_empty(len(parents), *entering.shape)
-        if hidden is not None and old:
-            torch.index_select(hidden, 0, torch.tensor(old, device=hidden.device), out=rows[: len(old)])
-        rows[len(old) :] = entering
-        return rows
+    def _replacements(self, pruned: Tensor | None) -> dict[tuple[str, int], Replacement]:
+        """Those inside blocks, in tokens of the whole sequence; inputs are replaced where rows enter."""
+        found = {}
+        for layer in range(self._start, self._base.n_layers):
+            n_tokens = len(self._places(layer))
+            for site in ("attention", "mlp"):
+                offset, parts = 0, []
+                for group in self._groups:
+                    if (change := group.levels[layer].replace.get(site)) is not None:
+                        parts.append((change.positions + offset, change.values))
+                    offset += group.n_tokens(layer)
+                if parts:
+                    positions = torch.cat([part for part, _ in parts])
+                    found[site, layer] = Replacement(
+                        rows=torch.zeros_like(positions),
+                        positions=positions,
+                        values=torch.cat([values for _, values in parts]),
+                        length=n_tokens,
+                        shown=pruned if layer == self._base.n_layers - 1 else None,
+                    )
+        return found
 
     # ------------------------------------------------------------------ in the model's way
 
     def _enter(self, layer: int, hidden: Tensor) -> Tensor:
-        """The rows of a block: [row * sample + control, position, d_model]."""
+        """The tokens of a block: the groups' rows, and the control."""
         self._step()
-        base, level = self._base, self._levels[layer]
-        entering = base.states[layer][:, self._begin :]
-        rows, n_samples = len(level.parents), base.n_samples
-        buffer = entering.new_empty(rows * n_samples + 1, *entering.shape[1:])
-        shaped = buffer[:-1].view(rows, *entering.shape)
-        old = [parent for parent in level.parents if parent >= 0]
-        if layer > self._start and old:
-            before = hidden[:-1].view(-1, *entering.shape)
-            if old == list(range(before.shape[0])):
-                shaped[: len(old)] = before
-            else:
-                index = torch.tensor(old, device=before.device)
-                torch.index_select(before, 0, index, out=shaped[: len(old)])
-        shaped[len(old) :] = entering
-        buffer[-1] = hidden[-1] if layer > self._start else entering[0]
-        if (change := level.replace.get("input")) is not None:
-            buffer[change.rows, change.positions] = change.values.to(buffer.dtype)
+        base = self._base
+        entering, before = base.states[layer], hidden[0]
+        n_control = base.length - self._begin
+        begun = layer > self._start
+        stretches = self._stretches(before, layer - 1) if begun else [before[:0]] * len(self._groups)
+        sizes = [group.n_tokens(layer) for group in self._groups]
+        buffer = entering.new_empty(sum(sizes) + n_control, entering.shape[-1])
+        for group, old, new in zip(self._groups, stretches, buffer[:-n_control].split(sizes), strict=True):
+            if new.shape[0]:
+                group.fill(layer, old, new, entering)
+        buffer[-n_control:] = before[-n_control:] if begun else entering[0, self._begin :]
         self._layer = layer
-        return buffer
+        return buffer[None]
 
     def _attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
         """Attention of all rows: to the base's prefix and to their own positions."""
         self._calls += 1
-        layer, keep = self._layer, self._levels[self._layer].keep
-        attention = self._attention(query.shape[-1], self._base.allowed[layer][self._begin :].to(query.device), options)
-        keys, values = (kept[layer][:, :, : self._begin] for kept in (self._base.keys, self._base.values))
+        base, layer = self._base, self._layer
+        keys, values = base.keys[layer], base.values[layer]
         if keys.shape[1] != key.shape[1] or keys.shape[3] != key.shape[3] or values.shape[3] != value.shape[3]:
             raise SweepRefused("its cache does not hold the keys and values that its attention reads")
-        rows, n_heads, n_own = query.shape[:3]
-        mixed = value.new_empty(rows, n_own, n_heads, value.shape[-1])
-        attention(query[:-1], key[:-1], value[:-1], keys, values, keep, mixed[:-1])
-        attention(query[-1:], key[-1:], value[-1:], keys[:1], values[:1], None, mixed[-1:])
+        allowed_edges = base.allowed[layer].to(query.device)
+        mixed = value.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+        n_control = base.length - self._begin
+        parts = [self._stretches(part, layer, 2) for part in (query, key, value)]
+        own = [part[:, :, -n_control:] for part in (query, key, value)]
+        places = self._stretches(mixed, layer, 1)
+        for group, q, k, v, out in zip(self._groups, *parts, places, strict=True):
+            if out.shape[1]:
+                self._attend_from(group.begin, group.levels[layer].keep, (q, k, v), out, allowed_edges, options)
+        self._attend_from(self._begin, None, own, mixed[:, -n_control:], allowed_edges, options, samples=1)
         return mixed, None
+
+    def _attend_from(
+        self,
+        begin: int,
+        keep: Tensor | None,
+        own: Sequence[Tensor],
+        out: Tensor,
+        allowed_edges: Tensor,
+        options: dict[str, Any],
+        samples: int | None = None,
+    ) -> None:
+        """Attention of rows that begin at one position."""
+        base, n_own = self._base, self._base.length - begin
+        q, k, v = (part[0].transpose(0, 1).unflatten(0, (-1, n_own)).transpose(1, 2) for part in own)
+        keys, values = (kept[self._layer][:samples, :, :begin] for kept in (base.keys, base.values))
+        attention = self._attention(q.shape[-1], allowed_edges[begin:], options)
+        attention(q, k, v, keys, values, keep, out[0].unflatten(0, (-1, n_own)))
 
     @staticmethod
     def _attention(d_head: int, allowed_edges: Tensor, options: dict[str, Any]) -> _Attention:
@@ -407,39 +305,6 @@ class _Attention:
         return ~open_edges.view(runs, 1, *by_head, *open_edges.shape[-2:])
 
 
-def _steps(run: Intervention, joining: Joining, alone: dict[Cut, _Step]) -> dict[int, _Step]:
-    """What a run changes, by layer.
-
-    A layer's output that is replaced stands over an update inside that layer.
-
-    Args:
-        alone: steps of one cut and nothing else, made once for all runs that share it.
-    """
-    if not run.patches and len({cut.layer for cut in run.cuts}) == len(run.cuts):
-        return {cut.layer: alone.get(cut) or alone.setdefault(cut, _Step(cuts=(cut,))) for cut in run.cuts}
-    cuts: dict[int, list[Cut]] = {}
-    for cut in run.cuts:
-        cuts.setdefault(cut.layer, []).append(cut)
-    by_site: dict[PatchSite, dict[int, list[_PutIn]]] = {"output": {}, "attention": {}, "mlp": {}}
-    first = run.first_layer
-    begins = [patch for patch in run.patches if patch.layer + (patch.site == "output") == first]
-    behind = first not in cuts and bool(begins) and joining.possible(begins)
-    moves = [behind and patch in begins for patch in run.patches]
-    for patch, moved in sorted(zip(run.patches, moves, strict=True), key=lambda one: not one[1]):
-        site, layer = ("output", patch.layer + 1) if moved or patch.site == "output" else (patch.site, patch.layer)
-        by_site[site].setdefault(layer, []).append(_PutIn(patch, moved))
-    inputs, attention, mlp = by_site["output"], by_site["attention"], by_site["mlp"]
-    return {
-        layer: _Step(
-            cuts=tuple(cuts.get(layer, ())),
-            inputs=tuple(inputs.get(layer, ())),
-            attention=tuple(attention.get(layer, ())),
-            mlp=tuple(mlp.get(layer, ())),
-        )
-        for layer in sorted({*cuts, *inputs, *attention, *mlp})
-    }
-
-
 class Ride(Sweep):
     """A sweep that records its own base: the runs ride along with the plain forward, as further tokens of its sequence.
 
@@ -454,7 +319,8 @@ class Ride(Sweep):
         runs: Sequence[Intervention],
         step: Callable[[], None],
     ) -> None:
-        super().__init__(model, outline, runs, outline.length - 1, Joining(model, outline), step)
+        super().__init__(model, outline, [(outline.length - 1, runs)], Joining(model, outline), step)
+        (self._riders,) = self._groups
         self._states: list[Tensor] = []
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -477,7 +343,7 @@ class Ride(Sweep):
             SweepRefused: an assertion failed; nothing of this may be used.
         """
         outline, n, length = self._base, self._base.n_layers, self._base.length
-        riding = max(len(level.parents) for level in self._levels) + 1
+        riding = max(len(level.parents) for level in self._riders.levels) + 1
         ids = torch.cat([outline.ids, outline.ids[-1:].expand(riding)])[None]
         positions = torch.arange(length + riding, device=ids.device).clamp(max=length - 1)[None]
         plan = outline.plan(
@@ -503,28 +369,23 @@ class Ride(Sweep):
         )
         self._base = base
         self._check(final[0, -1:])
-        rows = final[0, length:-1, None, None]
-        joined = self._gather(rows, self._levels[n].parents, base.states[n][:, -1:])
-        return base, joined[self._leaves, :, -1:]
+        joined = final.new_empty(self._riders.n_tokens(n), final.shape[-1])
+        self._riders.fill(n, final[0, length:-1], joined, base.states[n])
+        return base, joined[self._riders.leaves, None, None]
 
     def _enter(self, layer: int, hidden: Tensor) -> Tensor:
         """The prompt's tokens, the runs that have joined, and the control: [1, token, d_model]."""
         self._step()
-        length, level = self._base.length, self._levels[layer]
+        length, level = self._base.length, self._riders.levels[layer]
         self._states.append(hidden[:, :length].clone())
         self._layer = layer
         if layer < self._start:
             return hidden[:, :length]
-        old = [parent for parent in level.parents if parent >= 0]
-        n_rows = len(level.parents)
-        buffer = hidden.new_empty(1, length + n_rows + 1, hidden.shape[-1])
+        buffer = hidden.new_empty(1, length + len(level.parents) + 1, hidden.shape[-1])
         buffer[:, :length] = hidden[:, :length]
-        entering = hidden[:, length - 1]
-        if layer > self._start and old:
-            index = torch.tensor(old, device=hidden.device) + length
-            torch.index_select(hidden[0], 0, index, out=buffer[0, length : length + len(old)])
-        buffer[0, length + len(old) : length + n_rows] = entering
-        buffer[0, -1] = hidden[0, -1] if layer > self._start else entering[0]
+        before = hidden[0, length:-1] if layer > self._start else hidden[0, :0]
+        self._riders.fill(layer, before, buffer[0, length:-1], hidden[:, :length])
+        buffer[0, -1] = hidden[0, -1] if layer > self._start else hidden[0, length - 1]
         return buffer
 
     def _attend(
@@ -546,6 +407,6 @@ class Ride(Sweep):
         out = mixed.new_empty(rows[0].shape[0], 1, *mixed.shape[2:])
         before = [part[:, :, : length - 1] for part in plain[1:]]
         q, k, v = rows
-        attention(q[:-1], k[:-1], v[:-1], before[0], before[1], self._levels[self._layer].keep, out[:-1])
+        attention(q[:-1], k[:-1], v[:-1], before[0], before[1], self._riders.levels[self._layer].keep, out[:-1])
         attention(q[-1:], k[-1:], v[-1:], before[0], before[1], None, out[-1:])
         return torch.cat([mixed, out.transpose(0, 1)], dim=1), None

@@ -42,13 +42,15 @@ class Replacement:
     Attributes:
         rows, positions: where, in rows of the forward and in positions of ``length`` that it computes.
         values: what, one vector for each.
-        length: positions per row; a module that is shown only the last ones of them replaces those.
+        length: positions per row.
+        shown: of these, the ones that a pruned module is given; None: all.
     """
 
     rows: Int[Tensor, " place"]
     positions: Int[Tensor, " place"]
     values: Float[Tensor, "place d_model"]
     length: int
+    shown: Int[Tensor, " position"] | None = None
 
     def put_into(self, states: Tensor, multiplier: float = 1.0, *, own: bool = False) -> Tensor:
         """States [row, position, d_model], or flattened [row * position, d_model], with the values put in.
@@ -57,12 +59,15 @@ class Replacement:
             multiplier: the block adds so many times what this module gives.
             own: nobody else holds these states, so that they may be written; otherwise a copy is.
         """
-        flat = states.dim() == 2
-        shown = states.reshape(-1, self.length, states.shape[-1]) if flat else states
-        rows, positions, values = self.rows, self.positions - (self.length - shown.shape[1]), self.values
-        if shown.shape[1] < self.length:
+        rows, positions, values = self.rows, self.positions, self.values
+        length = self.length
+        if self.shown is not None and len(self.shown) < length and states.shape[-2] % length:
+            index = positions.new_full((length,), -1)
+            index[self.shown] = torch.arange(len(self.shown), device=positions.device)
+            positions, length = index[positions], len(self.shown)
             seen = positions >= 0
             rows, positions, values = rows[seen], positions[seen], values[seen]
+        shown = states.reshape(-1, length, states.shape[-1]) if states.dim() == 2 else states
         changed = shown if own else shown.clone()
         changed[rows, positions] = (values if multiplier == 1.0 else values / multiplier).to(changed.dtype)
         return changed.reshape(states.shape)
@@ -85,9 +90,11 @@ class Plan:
             from the module's input.
         enter: gives the input of a block its place; called before every block that runs.
         made_for: number of positions for which the model prepared what it hands its blocks (masks, rotations); where
-            fewer enter a block, it is shown the first of them.
+            others enter a block, it is shown the first of them, or those that ``places`` gives.
+        places: per block, which of these positions each token that enters stands at.
         attend: the attention of every block, where the family goes through transformers' attention interface.
-        prune: the last block's MLP is shown only so many last of ``length`` positions; the others are not used.
+        prune: the last block's output projection and MLP are shown these tokens of the sequence only; the others are
+            not used.
     """
 
     start_layer: int = 0
@@ -102,9 +109,9 @@ class Plan:
     added: Mapping[tuple[str, int], Callable[[Tensor], Tensor]] = field(default_factory=dict)
     enter: Callable[[int, Tensor], Tensor] | None = None
     made_for: int | None = None
+    places: Callable[[int], Int[Tensor, " token"]] | None = None
     attend: Attend | None = None
-    prune: int | None = None
-    length: int | None = None
+    prune: Int[Tensor, " token"] | None = None
 
 
 class Stopped(Exception):
@@ -157,9 +164,9 @@ class Dispatcher:
                 projection.register_forward_hook(self._added_hook("down_projection", index))
             for site, (module, multiplier) in wiring.updates[index].items():
                 module.register_forward_hook(self._update_hook(site, index, multiplier))
-        if wiring.mlp is not None:
-            wiring.mlp.register_forward_pre_hook(self._prune_hook())
-            wiring.mlp.register_forward_hook(self._widen_hook())
+        for module in (wiring.mlp, wiring.output_projection[-1]):
+            if module is not None:
+                self._prune(module)
         wiring.embedding.register_forward_hook(self._embedding_hook())
         if wiring.head is not None:
             wiring.head.register_forward_pre_hook(self._head_hook())
@@ -198,7 +205,10 @@ class Dispatcher:
                 hidden = plan.resume
             if plan.enter is not None:
                 hidden = plan.enter(index, hidden)
-                if plan.made_for is not None:
+                if plan.made_for is not None and plan.places is not None:
+                    places = plan.places(index)
+                    kwargs = {name: placed(value, plan.made_for, places) for name, value in kwargs.items()}
+                elif plan.made_for is not None:
                     kwargs = {name: shortened(value, plan.made_for, hidden.shape[1]) for name, value in kwargs.items()}
             if (change := plan.replace.get(("input", index))) is not None:
                 hidden = change.put_into(hidden)
@@ -276,23 +286,27 @@ class Dispatcher:
 
         return hook
 
-    def _prune_hook(self) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
-            plan = self._plan()
-            return None if plan is None or plan.prune is None else (args[0][:, -plan.prune :].contiguous(),)
+    def _prune(self, module: nn.Module) -> None:
+        """Show a module of the last block some tokens only, and hand back zeros for the others."""
+        lengths: ContextVar[int] = ContextVar("factscope_length")
 
-        return hook
-
-    def _widen_hook(self) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        def narrow(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
             plan = self._plan()
-            if plan is None or plan.prune is None or plan.length is None:
+            if plan is None or plan.prune is None:
                 return None
-            wide = output.new_zeros(output.shape[0], plan.length, output.shape[-1])
-            wide[:, -plan.prune :] = output
+            lengths.set(args[0].shape[1])
+            return (args[0][:, plan.prune],)
+
+        def widen(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            plan = self._plan()
+            if plan is None or plan.prune is None:
+                return None
+            wide = output.new_zeros(output.shape[0], lengths.get(), output.shape[-1])
+            wide[:, plan.prune] = output
             return wide
 
-        return hook
+        module.register_forward_pre_hook(narrow)
+        module.register_forward_hook(widen)
 
     def _embedding_hook(self) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -369,6 +383,17 @@ def shortened(value: Any, made_for: int, length: int) -> Any:
     if value.dim() >= 2 and value.shape[1] == made_for:  # position ids, rotations
         return value[:, :length]
     return value[:length] if value.shape[0] == made_for else value
+
+
+def placed(value: Any, made_for: int, places: Int[Tensor, " token"]) -> Any:
+    """Positions made for so many positions, for tokens that stand at ``places``; masks stay, since none is asked."""
+    if isinstance(value, tuple):
+        return tuple(placed(part, made_for, places) for part in value)
+    if not isinstance(value, Tensor) or made_for not in value.shape or value.dim() == 4:
+        return value
+    if value.dim() >= 2 and value.shape[1] == made_for:  # position ids, rotations
+        return value[:, places]
+    return value[places] if value.shape[0] == made_for else value
 
 
 def first(output: Any) -> Tensor:

@@ -236,7 +236,8 @@ def _packed(
     """A sweep of cuts and patches, plain and on noisy samples, against one row per run."""
     from factscope.interventions.base import Noise, record_base
     from factscope.interventions.engine import no_step, run_rows
-    from factscope.interventions.sweep import Joining, Sweep, SweepRefused
+    from factscope.interventions.packing import Joining
+    from factscope.interventions.sweep import Sweep, SweepRefused
     from factscope.models.handle import Capability
 
     for needed in ("suffix", "lens"):
@@ -255,7 +256,7 @@ def _packed(
             if noise is not None:
                 base = record_base(model, ids[0].tolist(), n_readout=n_readout, updates=updates, noise=noise)
             runs = _runs_to_pack(model, clean, heads=found["head_knockout"].ok, updates=updates)
-            swept = model.logits(Sweep(model, base, runs, 2, Joining(model, base), no_step).run().flatten(0, 1))
+            swept = model.logits(Sweep(model, base, [(2, runs)], Joining(model, base), no_step).run().flatten(0, 1))
             apart = run_rows(model, base, runs, 2).flatten(0, 1)
             if not float((swept - apart).abs().max()) <= tolerance:
                 return Capability(ok=False, reason="runs swept together give other logits")
