@@ -26,6 +26,8 @@ _HOME = {
     "KnockoutSpec": "factscope.experiments.attention_knockout:KnockoutSpec",
     "logit_lens": "factscope.experiments.logit_lens:run",
     "LensSpec": "factscope.experiments.logit_lens:LensSpec",
+    "causal_tracing": "factscope.experiments.causal_tracing:run",
+    "TraceSpec": "factscope.experiments.causal_tracing:TraceSpec",
     "bundled_facts": "factscope.datasets:bundled_facts",
     "read_facts": "factscope.datasets:read_facts",
     "charts": "factscope.charts",
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from factscope.errors import FactScopeError
     from factscope.experiments.attention_knockout import KnockoutSpec
     from factscope.experiments.attention_knockout import run as attention_knockout
+    from factscope.experiments.causal_tracing import TraceSpec
+    from factscope.experiments.causal_tracing import run as causal_tracing
     from factscope.experiments.logit_lens import LensSpec
     from factscope.experiments.logit_lens import run as logit_lens
     from factscope.experiments.prediction import PredictionSpec
@@ -49,7 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Fact", "FactScopeError", "KnockoutSpec", "LensSpec", "ModelHandle", "PredictionSpec", "Query", "Relation",
-    "attention_knockout", "bundled_facts", "charts", "load", "logit_lens", "predict", "read_facts", "tokenize",
+    "TraceSpec", "attention_knockout", "bundled_facts", "causal_tracing", "charts", "load", "logit_lens", "predict",
+    "read_facts", "tokenize",
 ]  # fmt: skip
 
 

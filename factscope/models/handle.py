@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,6 +127,11 @@ class ModelHandle:
             logits = self._model(**arguments).logits
         logits = logits if last is None else logits[:, -last:]
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def embed(self, tokens: Sequence[int]) -> Float[Tensor, "token width"]:
+        """What the embedding module gives for some tokens, before positions are added."""
+        with torch.no_grad():
+            return self.parts.wiring.embedding(torch.tensor([list(tokens)], device=self.device))[0]
 
     def block(
         self,

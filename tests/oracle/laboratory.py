@@ -85,12 +85,13 @@ class Subject:
     def n_heads(self) -> int:
         return int(self.model.config.num_attention_heads)
 
-    def trace(self, ids: Sequence[int], forbidden: Collection[Edge] = ()) -> Trace:
+    def trace(self, ids: Sequence[int], forbidden: Collection[Edge] = (), **changes: Any) -> Trace:
+        """One plain forward; ``changes`` are ``embed`` and ``puts``."""
         if self.plain is plain_gpt2:
-            return plain_gpt2.run(self.state, ids, forbidden, n_heads=self.n_heads)
+            return plain_gpt2.run(self.state, ids, forbidden, n_heads=self.n_heads, **changes)
         config = self.model.config
         run = partial(plain_llama.run, n_heads=self.n_heads, n_groups=config.num_key_value_heads)
-        return run(self.state, ids, forbidden, eps=config.rms_norm_eps)
+        return run(self.state, ids, forbidden, eps=config.rms_norm_eps, **changes)
 
     def normed(self, states: Tensor) -> Tensor:
         return self.plain.normed(self.state, states)

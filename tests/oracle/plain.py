@@ -14,6 +14,12 @@ Edge = tuple[int, int | None, int, int]
 
 State = Mapping[str, Tensor]
 
+Embed = Callable[[Tensor], Tensor]
+"""A change of the token embeddings, before positions are added."""
+Puts = Mapping[tuple[str, int, int], Tensor]
+"""(site, layer, position) to the vector that takes the place of a block's ``output``, or of the update of its
+``attention`` or ``mlp``."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trace:
@@ -34,6 +40,15 @@ class Trace:
 
 
 Plain = Callable[[Sequence[int], Collection[Edge]], Trace]
+
+
+def put(given: Tensor, puts: Puts, site: str, layer: int) -> Tensor:
+    """What a site gives, [position, d_model], with the vectors put in."""
+    changed = given.clone()
+    for (where, at, position), vector in puts.items():
+        if (where, at) == (site, layer):
+            changed[position] = vector
+    return changed
 
 
 def float64(state: State) -> dict[str, Tensor]:

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from tests.oracle.plain import Edge, State, Trace, attend, open_edges
+from tests.oracle.plain import Edge, Embed, Puts, State, Trace, attend, open_edges, put
 
 
 def run(
-    state: State, ids: Sequence[int], forbidden: Collection[Edge] = (), *, n_heads: int, eps: float = 1e-5
+    state: State,
+    ids: Sequence[int],
+    forbidden: Collection[Edge] = (),
+    *,
+    n_heads: int,
+    eps: float = 1e-5,
+    embed: Embed = lambda words: words,
+    puts: Puts = MappingProxyType({}),
 ) -> Trace:
     """One forward; ``state`` is the float64 state dict of GPT2LMHeadModel."""
     length = len(ids)
     n_layers = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("transformer.h."))
-    x = state["transformer.wte.weight"][list(ids)] + state["transformer.wpe.weight"][:length]
+    x = embed(state["transformer.wte.weight"][list(ids)]) + state["transformer.wpe.weight"][:length]
     embedding, blocks, attentions, mlps = x, [], [], []
     for layer in range(n_layers):
         at = f"transformer.h.{layer}."
         fused = _affine(state, at + "attn.c_attn", layer_norm(state, at + "ln_1", x, eps))
         q, k, v = (part.reshape(length, n_heads, -1).transpose(0, 1) for part in fused.chunk(3, dim=-1))
         mixed = attend(q, k, v, open_edges(length, n_heads, layer, forbidden))
-        attention = _affine(state, at + "attn.c_proj", mixed)
+        attention = put(_affine(state, at + "attn.c_proj", mixed), puts, "attention", layer)
         x = x + attention
         inner = gelu(_affine(state, at + "mlp.c_fc", layer_norm(state, at + "ln_2", x, eps)))
-        mlp = _affine(state, at + "mlp.c_proj", inner)
-        x = x + mlp
+        mlp = put(_affine(state, at + "mlp.c_proj", inner), puts, "mlp", layer)
+        x = put(x + mlp, puts, "output", layer)
         blocks.append(x)
         attentions.append(attention)
         mlps.append(mlp)

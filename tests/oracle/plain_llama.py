@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from tests.oracle.plain import Edge, State, Trace, attend, open_edges
+from tests.oracle.plain import Edge, Embed, Puts, State, Trace, attend, open_edges, put
 
 
 def run(
@@ -19,11 +20,13 @@ def run(
     n_groups: int,
     eps: float = 1e-6,
     theta: float = 10000.0,
+    embed: Embed = lambda words: words,
+    puts: Puts = MappingProxyType({}),
 ) -> Trace:
     """One forward; ``state`` is the float64 state dict of LlamaForCausalLM, ``n_groups`` its key-value heads."""
     length = len(ids)
     n_layers = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("model.layers."))
-    x = state["model.embed_tokens.weight"][list(ids)]
+    x = embed(state["model.embed_tokens.weight"][list(ids)])
     embedding, blocks, attentions, mlps = x, [], [], []
     for layer in range(n_layers):
         at = f"model.layers.{layer}."
@@ -33,13 +36,13 @@ def run(
         v = _heads(read @ state[at + "self_attn.v_proj.weight"].T, n_groups)
         group = [head * n_groups // n_heads for head in range(n_heads)]
         mixed = attend(q, k[group], v[group], open_edges(length, n_heads, layer, forbidden))
-        attention = mixed @ state[at + "self_attn.o_proj.weight"].T
+        attention = put(mixed @ state[at + "self_attn.o_proj.weight"].T, puts, "attention", layer)
         x = x + attention
         read = rms_norm(state, at + "post_attention_layernorm", x, eps)
         gate = read @ state[at + "mlp.gate_proj.weight"].T
         up = read @ state[at + "mlp.up_proj.weight"].T
-        mlp = (gate * torch.sigmoid(gate) * up) @ state[at + "mlp.down_proj.weight"].T
-        x = x + mlp
+        mlp = put((gate * torch.sigmoid(gate) * up) @ state[at + "mlp.down_proj.weight"].T, puts, "mlp", layer)
+        x = put(x + mlp, puts, "output", layer)
         blocks.append(x)
         attentions.append(attention)
         mlps.append(mlp)
