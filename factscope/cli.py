@@ -84,6 +84,28 @@ class ProjectionChoice(StrEnum):
     raw = "raw"
 
 
+class TraceSiteChoice(StrEnum):
+    """What a causal trace restores."""
+
+    hidden = "hidden"
+    mlp = "mlp"
+    attention = "attention"
+
+
+class SeverChoice(StrEnum):
+    """Whose updates stay corrupted at the restored position."""
+
+    mlp = "mlp"
+    attention = "attention"
+
+
+class SeverDrawsChoice(StrEnum):
+    """Which noise the restored run of a severed trace has."""
+
+    fixed = "fixed"
+    compat = "compat"
+
+
 ModelName = Annotated[
     str, typer.Option("--model", help="bundled, a hub id, a folder, or random:NAME (same shape, random weights).")
 ]
@@ -121,6 +143,36 @@ Edges = Annotated[
 Control = Annotated[int, typer.Option("--control", help="Draws of random positions matched to the subject.")]
 Site = Annotated[SiteChoice, typer.Option("--site", help="Block output, or the update of the MLP or of the attention.")]
 Projection = Annotated[ProjectionChoice, typer.Option("--projection", help="Through the final norm, or the raw state.")]
+
+
+TraceSiteOption = Annotated[
+    TraceSiteChoice, typer.Option("--site", help="A block's output, or the updates of its MLP or its attention.")
+]
+TraceWindow = Annotated[
+    int | None, typer.Option("--window", help="Layers of updates restored together. [default: about a fifth of them]")
+]
+Samples = Annotated[int, typer.Option("--samples", help="Draws of noise, over which probabilities are averaged.")]
+NoiseText = Annotated[
+    str, typer.Option("--noise", help="0.1 (the sd), s3 (3 sd of subjects' embeddings), u0.1, m, t5, rome:gpt2-xl ...")
+]
+NoiseFacts = Annotated[
+    Path | None, typer.Option("--noise-facts", help="Facts whose subjects set the scale. [default: the bundled ones]")
+]
+InPlace = Annotated[bool, typer.Option("--replace", help="Noise takes the embeddings' place instead of being added.")]
+ReplaceSubject = Annotated[
+    str | None, typer.Option("--replace-subject", help="Another subject of as many tokens, instead of noise.")
+]
+Positions = Annotated[
+    str, typer.Option("--positions", help="Comma-separated: all, subject, subject-last, last, relation, 3-5 ...")
+]
+SeverOption = Annotated[
+    SeverChoice | None, typer.Option("--sever", help="At the restored token, these updates stay corrupted.")
+]
+SeverDraws = Annotated[
+    SeverDrawsChoice, typer.Option("--sever-draws", help="compat: the restored run has the stream's second draw.")
+]
+ExtraTokens = Annotated[int, typer.Option("--extra-tokens", help="Tokens after the subject that are corrupted too.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", help="Several seeds instead of --seed: 1,2,3. Gives bands.")]
 
 
 @app.callback()
@@ -234,6 +286,60 @@ def lens(
         return logit_lens.run(handle, query, spec, progress=progress)
 
     _run("lens", compute, _wanted(model, revision, dtype, device), format, out)
+
+
+@app.command()
+def trace(
+    prompt: Prompt,
+    subject: Subject = None,
+    occurrence: Occurrence = None,
+    answer: Answer = None,
+    foil: Foil = None,
+    score: Scored = ScoreChoice.token,
+    bos: BosChoice = Choice.auto,
+    site: TraceSiteOption = TraceSiteChoice.hidden,
+    window: TraceWindow = None,
+    samples: Samples = 10,
+    noise: NoiseText = "s3",
+    noise_facts: NoiseFacts = None,
+    replace: InPlace = False,
+    replace_subject: ReplaceSubject = None,
+    positions: Positions = "all",
+    sever: SeverOption = None,
+    sever_draws: SeverDraws = SeverDrawsChoice.fixed,
+    extra_tokens: ExtraTokens = 0,
+    model: ModelName = "bundled",
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    seed: Seed = 1,
+    seeds: Seeds = None,
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
+    """Causal tracing: which restored states bring the answer back, once the subject is corrupted."""
+    query = _query(prompt, subject, occurrence, answer, foil, score, bos)
+    chosen: dict[str, Any] = {
+        "site": site.value,
+        "window": window,
+        "samples": samples,
+        "noise": noise,
+        "noise_facts": None if noise_facts is None else str(noise_facts),
+        "replace": replace,
+        "replace_subject": replace_subject,
+        "positions": _names("--positions", positions),
+        "sever": "none" if sever is None else sever.value,
+        "sever_draws": sever_draws.value,
+        "extra_tokens": extra_tokens,
+        "seeds": _seeds(seed, seeds),
+    }
+
+    def compute(handle: Any, progress: Any) -> Any:
+        from factscope.experiments import causal_tracing
+
+        return causal_tracing.run(handle, query, causal_tracing.TraceSpec(**chosen), progress=progress)
+
+    _run("trace", compute, _wanted(model, revision, dtype, device), format, out)
 
 
 @app.command()
@@ -368,6 +474,19 @@ def _position(text: str) -> int | None:
     return int(text)
 
 
+def _seeds(seed: int, text: str | None) -> tuple[int, ...]:
+    """Several seeds where they are given, else the one."""
+    if text is None:
+        return (seed,)
+    if seed != 1:
+        raise SpecError(f"--seed {seed} stands beside --seeds {_cut(text)!r}", "give one or the other")
+    found = _names("--seeds", text)
+    for name in found:
+        if not re.fullmatch(r"[0-9]{1,10}", name):
+            raise SpecError(f"--seeds {_cut(name)!r} is not a whole number", "write for instance 1,2,3")
+    return tuple(int(name) for name in found)
+
+
 def _refuse_beside_edges(edges: Sequence[str], **others: object) -> None:
     """An edge names positions, layers and heads itself."""
     usual = {"control": 0, "target_position": "last"}
@@ -491,6 +610,8 @@ def _report(command: str, handle: Any, result: Any, format: Format, out: Path | 
 
 
 def _summary(command: str, result: Any) -> dict[str, Any]:
+    if command == "trace":
+        return result.summary()
     if command != "predict":
         return {}
     found = {"continuation": result.continuation, "known": result.known, "taught": result.taught}
@@ -502,6 +623,8 @@ def _notes(command: str, result: Any) -> list[str]:
     from factscope.experiments.results import BUNDLED
 
     query = result.query.query
+    if command == "trace":
+        return list(result.doubts)
     notes = []
     if command != "predict" and query.foil is not None:
         notes.append(f"The foil {_cut(query.foil)!r} changes nothing in {command}; predict gives its probability.")
@@ -548,8 +671,23 @@ def _headline(data: dict[str, Any]) -> str:
         f"prompt  {query['prompt']!r}",
         f"target  {query['target']['text']!r}  p {query['p_target']:.4g}  rank {query['rank']}",
     ]
-    lines += [f"{name:7} {value!r}" for name, value in data["summary"].items()]
+    lines += [f"{name:7} {_in_words(value)}" for name, value in data["summary"].items()]
     return "\n".join(lines) + "\n\n"
+
+
+def _in_words(value: Any) -> str:
+    """A value of a summary on one line: numbers short, places named; what there is for each cell stays in the JSON."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_in_words(v)}" for key, v in value.items() if not _is_table(v))
+    if isinstance(value, list):
+        return f"[{', '.join(map(_in_words, value))}]"
+    return repr(value)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _print(text: str, *, encoding: str | None = None) -> None:

@@ -148,7 +148,7 @@ _ALL = (
     Column(
         name="site",
         unit="",
-        meaning="Which vector is read: the state after the whole block, the MLP's update, or the attention's update.",
+        meaning="Which vector is read or put back: the state after the block, or the update of its MLP or attention.",
         source=GEVA,
     ),
     Column(
@@ -180,6 +180,30 @@ _ALL = (
         name="indirect_effect",
         unit="probability",
         meaning="What putting back one state adds to the answer's probability in the blurred run.",
+        source=MENG,
+    ),
+    Column(
+        name="p_clean",
+        unit="probability",
+        meaning="Probability of the answer in the ordinary run, before the subject is blurred.",
+        source=MENG,
+    ),
+    Column(
+        name="p_corrupted",
+        unit="probability",
+        meaning="Probability of the answer when the subject is blurred and nothing is put back, mean over the samples.",
+        source=MENG,
+    ),
+    Column(
+        name="total_effect",
+        unit="probability",
+        meaning="What blurring the subject takes from the answer's probability.",
+        source=MENG,
+    ),
+    Column(
+        name="noise_std",
+        unit="",
+        meaning="Standard deviation of the noise that is added to the embeddings of the subject's tokens.",
         source=MENG,
     ),
     # cost

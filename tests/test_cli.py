@@ -14,8 +14,9 @@ import pytest
 from cli_runner import FACT, PROMPT, SUBJECT, TINY, invoke, refused, save_tiny, tiny_handle
 
 from factscope import cli
-from factscope.experiments import attention_knockout, logit_lens, prediction
+from factscope.experiments import attention_knockout, causal_tracing, logit_lens, prediction
 from factscope.experiments.attention_knockout import KnockoutSpec
+from factscope.experiments.causal_tracing import TraceSpec
 from factscope.experiments.logit_lens import LensSpec
 from factscope.experiments.prediction import PredictionSpec
 from factscope.queries import Query
@@ -37,6 +38,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], list[str], list[str]]] = {
         ],
         [],
     ),
+    "trace": (
+        ("--site", "mlp", "--positions", "subject-last,last", "--seeds", "3,4", "--samples", "2", "--noise", "0.8"),
+        ["site", "position", "layer", "p_restored", "indirect_effect"],
+        ["p_clean", "p_corrupted", "noise_std", "total_effect", "peak", "early_peak", "noise", "bands"],
+    ),
 }  # fmt: skip
 RUNS: dict[str, Callable[[], Any]] = {
     "predict": lambda: prediction.run(tiny_handle(), QUERY, PredictionSpec()),
@@ -44,6 +50,11 @@ RUNS: dict[str, Callable[[], Any]] = {
         tiny_handle(), QUERY, KnockoutSpec(sources=("subject", "last"), control=2, seed=1)
     ),
     "lens": lambda: logit_lens.run(tiny_handle(), QUERY, LensSpec(site="mlp", top_k=3)),
+    "trace": lambda: causal_tracing.run(
+        tiny_handle(),
+        QUERY,
+        TraceSpec(site="mlp", positions=("subject-last", "last"), seeds=(3, 4), samples=2, noise="0.8"),
+    ),
 }
 
 
@@ -175,6 +186,39 @@ def test_without_a_subject_the_last_token_is_cut() -> None:
 def test_a_foil_has_its_probability_in_the_summary() -> None:
     summary = invoke("predict", *ANSWERED, "--foil", "Rome", "--format", "json").data["summary"]
     assert 0 < summary["p_foil"] < 1
+
+
+def test_a_trace_tells_its_peak_its_bands_and_its_doubts() -> None:
+    asked = ("trace", *ANSWERED, "--samples", "2", "--noise", "0.8")
+    data = invoke(*asked, "--seeds", "1,2", "--format", "json").data
+    summary, rows = data["summary"], data["rows"]
+    best = max(rows, key=lambda row: row["indirect_effect"])
+    assert summary["peak"] == {name: best[name] for name in summary["peak"]}
+    assert summary["total_effect"] == pytest.approx(summary["p_clean"] - summary["p_corrupted"])
+    assert summary["noise_std"] == 0.8
+    assert len(rows) == 16 * 4 == len(summary["bands"]["indirect_effect"])
+    for row, band in zip(rows, summary["bands"]["indirect_effect"], strict=True):
+        assert (row["position"], row["layer"]) == (band["position"], band["layer"])
+        assert band["low"] - 1e-9 <= row["indirect_effect"] <= band["high"] + 1e-9
+    assert any("does not know this" in warning for warning in data["warnings"])
+    table = invoke(*asked, "--seeds", "1,2").out
+    assert "peak    position " in table
+    assert max(map(len, table.splitlines())) < 400
+
+
+def test_a_trace_takes_other_corruptions() -> None:
+    asked = ("trace", *ANSWERED, "--positions", "last", "--samples", "2", "--format", "json")
+    plain = invoke(*asked, "--noise", "0.8").data
+    for more in (("--seed", "2"), ("--replace",), ("--extra-tokens", "1"), ("--sever", "mlp"), ("--noise", "u2")):
+        other = invoke(*asked, "--noise", "0.8", *more).data
+        assert other["rows"] != plain["rows"], more
+    compat = invoke(*asked, "--noise", "0.8", "--sever", "mlp", "--sever-draws", "compat").data
+    assert compat["summary"]["p_corrupted"] == plain["summary"]["p_corrupted"]
+    refused(invoke("trace", *ANSWERED, "--replace-subject", "X"), "'X' takes")
+    refused(invoke("trace", *ANSWERED, "--seed", "2", "--seeds", "1,2"), "--seed 2")
+    refused(invoke("trace", *ANSWERED, "--seeds", "1,a"), "--seeds 'a'")
+    refused(invoke("trace", *ANSWERED, "--noise-facts", "/nowhere.csv"), "nowhere.csv")
+    refused(invoke("trace", "--model", TINY, "--prompt", PROMPT), "has none")
 
 
 def test_options_without_effect_are_told() -> None:

@@ -414,12 +414,15 @@ REFUSED: dict[str, tuple[str, list[Case]]] = {
             ("global", ("--prompt", "x"), "--prompt"),
         ],
     ),
-    "option-missing": ("Missing option", [(name, (name,), "--prompt") for name in ("predict", "flow", "lens")]),
+    "option-missing": (
+        "Missing option",
+        [(name, (name,), "--prompt") for name in ("predict", "flow", "lens", "trace")],
+    ),
     "option-bare": ("requires an argument", [("", ("predict", "--prompt"), "--prompt")]),
     "argument-extra": ("unexpected extra argument", [("", fact("predict", "Paris"), "Paris")]),
     "command-unknown": (
         "No such command",
-        [("word", ("trace",), "'trace'"), ("empty", ("",), "''"), ("escape", ("\x1b[2J",), r"\x1b[2J")],
+        [("word", ("walk",), "'walk'"), ("empty", ("",), "''"), ("escape", ("\x1b[2J",), r"\x1b[2J")],
     ),
     "command-missing": ("Missing command", [("", (), "--help")]),
 }

@@ -7,7 +7,7 @@ section 3 and their released code (fraction restored, tracing effect of a layer,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -273,6 +273,49 @@ class TraceResult:
             if not np.isnan(restored[i, j])
         ]
         return pd.DataFrame(rows, columns=["site", "position", "layer", "p_restored", "indirect_effect"])
+
+    def summary(self) -> dict[str, Any]:
+        """What the table does not say: the contract's summary for ``trace``.
+
+        The peak is the largest effect of all cells, ``early_peak`` that of cells where it is none by construction;
+        neither says that it is more than chance. With several seeds ``bands`` holds the lowest and the highest value.
+        """
+        found: dict[str, Any] = {
+            "p_clean": self.p_clean,
+            "p_corrupted": self.p_corrupted,
+            "noise_std": None if np.isnan(self.noise_std) else self.noise_std,
+            "total_effect": self.total_effect,
+            "peak": self._told(self.peak),
+            "early_peak": self._told(self.early_peak),
+            "noise": self.provenance,
+        }
+        if len(self.seeds) > 1:
+            found["bands"] = self._bands()
+        return found
+
+    def _told(self, cell: Cell | None) -> dict[str, Any] | None:
+        if cell is None:
+            return None
+        at = self.positions.index(cell.position), self.layers.index(cell.layer)
+        values = {"p_restored": float(self.p_restored[at]), "indirect_effect": float(self.indirect_effect[at])}
+        return {"position": cell.position, "layer": cell.layer, **values}
+
+    def _bands(self) -> dict[str, Any]:
+        effect, corrupted = self.indirect_effect_by_seed, self.p_corrupted_by_seed[~np.isnan(self.p_corrupted_by_seed)]
+        cells = [
+            {"position": p, "layer": layer, "low": float(np.nanmin(found)), "high": float(np.nanmax(found))}
+            for i, p in enumerate(self.positions)
+            for j, layer in enumerate(self.layers)
+            if not np.isnan(found := effect[:, i, j]).all()
+        ]
+        early = (None if cell is None else [cell.position, cell.layer] for cell in self.early_peak_by_seed)
+        return {
+            "seeds": list(self.seeds),
+            "p_corrupted": [float(corrupted.min()), float(corrupted.max())],
+            "total_effect": [self.p_clean - float(corrupted.max()), self.p_clean - float(corrupted.min())],
+            "early_peaks": list(early),
+            "indirect_effect": cells,
+        }
 
     def by_role(self, measure: Measure = "probability") -> pd.DataFrame:
         """Means over the positions of every role: ``role, n, layer, value, low, high``; the last two over seeds.
