@@ -166,6 +166,104 @@ def knockout_curve(result: Any, measure: Any) -> Figure:
     )
 
 
+TRACED = {"hidden": "hidden state", "mlp": "MLP updates", "attention": "attention updates"}
+
+
+def trace_doubts(result: Any, prediction: Any) -> tuple[str, ...]:
+    """Why no place of a trace may be named: what the trace says, and what the whole answer says."""
+    missed = prediction.known is False and result.known is not False
+    more = ("The model does not know this: it goes on with another answer.",) if missed else ()
+    return more + result.doubts
+
+
+def trace_map(result: Any, measure: Any, doubts: Sequence[str]) -> Figure:
+    """One panel: what every restored place gives back."""
+    clean, corrupted, restored = result.measured(measure)
+    values = np.full(restored.shape[1:], np.nan)
+    known = ~np.isnan(restored).all(axis=0)
+    values[known] = np.nanmean(restored[:, known], axis=0)
+    tokens = charts.token_rows([result.query.tokens[p] for p in result.positions])
+    kept, layers, said = _thinned(len(tokens), result.layers)
+    figure = charts.trace_map(
+        tokens,
+        layers,
+        values[:, kept],
+        site=result.spec.site,
+        corrupted=corrupted,
+        clean=clean,
+        answer=scored(result),
+        measure=measure,
+        window=result.window,
+        foil=result.query.query.foil or "",
+        theme=theme(),
+        caption=caption(result, _trace_words(result), *said),
+        cursor=_cursor(result.query, result.layers),
+        doubts=doubts,
+    )
+    return replace(figure, sentence=" ".join([figure.sentence, *said]))
+
+
+def trace_roles(result: Any, measure: Any, doubts: Sequence[str]) -> Figure:
+    """Means by the role of the token, with the band over seeds."""
+    clean, corrupted, _ = result.measured(measure)
+    return charts.trace_roles(
+        result.by_role(measure),
+        clean=clean,
+        corrupted=corrupted,
+        answer=scored(result),
+        measure=measure,
+        foil=result.query.query.foil or "",
+        theme=theme(),
+        caption=caption(result, _trace_words(result)),
+        cursor_layer=_cursor_layer(),
+        doubts=doubts,
+    )
+
+
+def trace_head(result: Any) -> str:
+    """Clean and corrupted run, and what made the difference."""
+    answer = scored(result).strip()
+    band = ""
+    if len(result.seeds) > 1 and not np.isnan(result.p_corrupted_by_seed).any():
+        band = f" ({result.p_corrupted_by_seed.min():.3g} to {result.p_corrupted_by_seed.max():.3g} over seeds)"
+    corrupted = "…" if np.isnan(result.p_corrupted) else f"{result.p_corrupted:.3g}{band}"
+    effect = "" if np.isnan(result.p_corrupted) else f"; total effect {result.total_effect:.3g}"
+    noise = f"noise of sd {result.noise_std:.3g}, {result.spec.samples} samples, {_seeds_in_words(result)}"
+    how = noise if result.spec.replace_subject is None else _corruption_words(result)
+    return f"p({answer}) {result.p_clean:.3g} clean → {corrupted} corrupted{effect}; {how}."
+
+
+def trace_effect(result: Any, cursor: Cursor) -> list[str]:
+    """What restoring the cursor's cell gives back, for the detail panel."""
+    if cursor.layer not in result.layers or cursor.position not in result.positions:
+        return []
+    at = result.positions.index(cursor.position), result.layers.index(cursor.layer)
+    p = result.p_restored[at]
+    if np.isnan(p):
+        return []
+    return [f"{TRACED[result.spec.site]} restored: p {result.p_corrupted:.3g} → {p:.3g}"]
+
+
+def _corruption_words(result: Any) -> str:
+    spec = result.spec
+    if spec.replace_subject is not None:
+        return f"corrupted by {result.provenance}"
+    noise = f"noise of sd {result.noise_std:.4g}: {result.provenance}; {spec.samples} samples"
+    more = f", {spec.extra_tokens} tokens after the subject corrupted too" if spec.extra_tokens else ""
+    return f"{noise}, {_seeds_in_words(result)}{more}"
+
+
+def _seeds_in_words(result: Any) -> str:
+    return f"{'seed' if len(result.seeds) == 1 else 'seeds'} {', '.join(map(str, result.seeds))}"
+
+
+def _trace_words(result: Any) -> str:
+    spec = result.spec
+    window = "" if spec.site == "hidden" else f", window {result.window}"
+    severed = "" if spec.sever == "none" else f", {spec.sever} severed ({spec.sever_draws} draws)"
+    return f"causal tracing, {TRACED[spec.site]} restored{window}{severed}; {_corruption_words(result)}"
+
+
 def _knockout_words(result: Any) -> str:
     control = f", {result.spec.control} random draws, seed {result.spec.seed}" if result.spec.control else ""
     return f"attention knockout, all heads, window {result.window}{control}"

@@ -75,6 +75,45 @@ a prediction.
 
 **Source:** nostalgebraist 2020; Geva et al. 2023, sections 5 and 6; Belrose et al. 2023 for what it misses.
 """,
+    "trace": """
+**Which states carry it?** Causal tracing: blur the subject, put one clean state back, and see whether the answer
+returns.
+
+1. Run the prompt once as it is, and keep every state.
+2. Add noise to the embeddings of the subject's tokens, in several samples: the answer falls. Or put another subject's
+   tokens in their place.
+3. Run again with one state put back to the clean run's: a block's output (purple), or the updates of a window of MLPs
+   (green) or attention modules (red) at one token.
+4. The colour is the mean probability over the samples, from the corrupted run's to the clean run's.
+
+**Dark means** restored: this place brings the answer back. On a dark page, bright.
+
+*Severed*: at the restored token all MLP (or attention) updates stay as they were in the corrupted run, so that the
+state has to act by other ways.
+
+**Can mislead:** the last states of the read-out token restore everything by construction. Noise of another strength or
+seed moves the map; look at the band over seeds and at the total effect. A state that restores is enough for the answer,
+not necessary. A strong trace does not say that editing there works (Hase et al. 2023).
+
+**Source:** Meng et al. 2022, section 2 (arXiv 2202.05262); Zhang and Nanda 2023 (arXiv 2309.16042) for replaced
+subjects; Hase et al. 2023 (arXiv 2301.04213).
+""",
+    "roles": """
+**Which kind of token carries it?** The map's rows gathered by what the token is: the subject's first, middle and last
+tokens, the first token after it, further ones, and the read-out.
+
+1. Take the panel that is named.
+2. Average over the tokens of each role (a subject of one token is its first and its last).
+3. Draw it between the corrupted run's level and the clean run's (dashed).
+4. The bands are the lowest and the highest value over the seeds; without several seeds there is none.
+
+**A high line means** restored.
+
+**Can mislead:** one fact is one fact: the published curves are means over a thousand. Without several seeds nothing
+here tells chance from effect.
+
+**Source:** Meng et al. 2022, figure 2 and appendix B (arXiv 2202.05262).
+""",
 }
 
 

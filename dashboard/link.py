@@ -20,6 +20,10 @@ Measure = Literal["percent", "log_odds"]
 Site = Literal["block", "mlp", "attention"]
 Projection = Literal["normed", "raw"]
 CellValue = Literal["top1", "answer", "rank", "entropy"]
+TraceSite = Literal["hidden", "mlp", "attention"]
+Sever = Literal["none", "mlp", "attention"]
+SeverDraws = Literal["fixed", "compat"]
+TraceMeasure = Literal["probability", "log_odds", "logit_difference"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 HOME = Query(prompt="The Eiffel Tower is located in the city of", subject="Eiffel Tower", answer="Paris")
@@ -28,6 +32,8 @@ MAX_NAME = 200
 MAX_ADDRESS = 8000
 MAX_EDGES = 8
 MAX_PINNED = 4
+MAX_SAMPLES = 100
+MAX_SEEDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,28 @@ class LensChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TraceChoice:
+    """Parameters of the Trace page; ``window`` None is the default for the model's depth.
+
+    Attributes:
+        roles: of which panel the means by role are shown.
+        other: the subject whose tokens take the subject's place, instead of noise.
+    """
+
+    window: int | None = None
+    samples: int = 10
+    noise: str = "s3"
+    seeds: tuple[int, ...] = (1,)
+    sever: Sever = "none"
+    draws: SeverDraws = "fixed"
+    replace: bool = False
+    extra: int = 0
+    other: str | None = None
+    measure: TraceMeasure = "probability"
+    roles: TraceSite = "hidden"
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """Everything that a link restores, but for the page, which is the path."""
 
@@ -80,6 +108,7 @@ class View:
     cursor: Cursor | None = None
     flow: FlowChoice = field(default_factory=FlowChoice)
     lens: LensChoice = field(default_factory=LensChoice)
+    trace: TraceChoice = field(default_factory=TraceChoice)
 
 
 Params = dict[str, list[str]]
@@ -118,7 +147,25 @@ def to_params(view: View) -> Params:
         params["edge"] = list(flow.edges)
     if lens.pinned:
         params["pin"] = [str(token) for token in lens.pinned]
-    return params
+    return params | _trace_params(view.trace)
+
+
+def _trace_params(trace: TraceChoice) -> dict[str, list[str]]:
+    default = TraceChoice()
+    entries: list[tuple[str, object, object]] = [
+        ("trace-window", trace.window, None),
+        ("samples", trace.samples, default.samples),
+        ("noise", trace.noise, default.noise),
+        ("seeds", ",".join(map(str, trace.seeds)), "1"),
+        ("sever", trace.sever, default.sever),
+        ("draws", trace.draws, default.draws),
+        ("replace", int(trace.replace), 0),
+        ("extra", trace.extra, 0),
+        ("other", trace.other, None),
+        ("trace-measure", trace.measure, default.measure),
+        ("roles", trace.roles, default.roles),
+    ]
+    return {name: [str(value)] for name, value, usual in entries if value is not None and value != usual}
 
 
 def parse(params: Mapping[str, Sequence[str]]) -> tuple[View, list[LinkError]]:
@@ -155,8 +202,26 @@ def parse(params: Mapping[str, Sequence[str]]) -> tuple[View, list[LinkError]]:
             transpose=reader.number("transpose", 0, 1, 0) == 1,
             pinned=tuple(dict.fromkeys(reader.numbers("pin", MAX_PINNED, 10_000_000))) or lens.pinned,
         ),
+        trace=_trace(reader),
     )
     return view, reader.errors
+
+
+def _trace(reader: _Reader) -> TraceChoice:
+    default = TraceChoice()
+    return TraceChoice(
+        window=reader.number("trace-window", 1, 999, None),
+        samples=reader.number("samples", 1, MAX_SAMPLES, default.samples),
+        noise=reader.text("noise", 40) or default.noise,
+        seeds=reader.read("seeds", seeds, default.seeds, f"up to {MAX_SEEDS} different whole numbers such as 1,2,3"),
+        sever=reader.choice("sever", get_args(Sever), default.sever),
+        draws=reader.choice("draws", get_args(SeverDraws), default.draws),
+        replace=reader.number("replace", 0, 1, 0) == 1,
+        extra=reader.number("extra", 0, 999, 0),
+        other=reader.text("other", MAX_NAME),
+        measure=reader.choice("trace-measure", get_args(TraceMeasure), default.measure),
+        roles=reader.choice("roles", get_args(TraceSite), default.roles),
+    )
 
 
 def _fact(reader: _Reader) -> Query:
@@ -256,6 +321,15 @@ def _integer(text: str) -> int | None:
     if not digits.isascii() or not digits.isdecimal() or len(digits) > 12:
         return None
     return -int(digits) if text.strip().startswith("-") else int(digits)
+
+
+def seeds(text: str) -> tuple[int, ...] | None:
+    """The seeds in "1,2,3"; None where they cannot be used."""
+    found = [_integer(part) for part in text.split(",") if part.strip()]
+    usable = [seed for seed in found if seed is not None and 0 <= seed < 2**32]
+    if len(usable) < len(found) or not 1 <= len(set(usable)) == len(usable) <= MAX_SEEDS:
+        return None
+    return tuple(usable)
 
 
 def _span(text: str) -> tuple[int, int] | None:

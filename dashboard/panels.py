@@ -253,8 +253,19 @@ def _short(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(kept)})"
 
 
-def detail(lens: Any | None, *, map_result: Any | None = None) -> None:
-    """The cell under the cursor: its token and layer, its ten most probable tokens, the answer's p and rank."""
+def detail(
+    lens: Any | None,
+    *,
+    map_result: Any | None = None,
+    effects: Callable[[Any], list[str]] = lambda cursor: [],
+    leads_to_trace: bool = True,
+) -> None:
+    """The cell under the cursor: its token and layer, its ten most probable tokens, the answer's p and rank.
+
+    Args:
+        effects: what a page's own figures say of the cursor's cell.
+        leads_to_trace: whether a button goes to the causal trace.
+    """
     if lens is None:
         parts.note("quiet", ["The cell's tokens come with the first layers."], key="detail-none")
         return
@@ -274,7 +285,7 @@ def detail(lens: Any | None, *, map_result: Any | None = None) -> None:
         f"p({answer}) = {lens.target_probability[i, j]:.3g}, rank {lens.target_rank[i, j]:,}",
         f"entropy {lens.entropy[i, j]:.2f} nats",
     ]
-    facts += _effect(map_result, cursor)
+    facts += _effect(map_result, cursor) + effects(cursor)
     parts.note("plain", [f"{token.display}  at {layer}", *facts], strong=True, key="detail-head")
     rows = [
         (k + 1, lens.texts[int(t)][1], float(p))
@@ -295,6 +306,9 @@ def detail(lens: Any | None, *, map_result: Any | None = None) -> None:
         },
     )
     _block_edges(lens, cursor)
+    if leads_to_trace and st.button("Trace here", icon=":material/healing:", width="stretch", key="trace-here"):
+        state.point_at(cursor.position, max(0, cursor.layer))
+        st.switch_page("../pages/trace.py")
 
 
 def _effect(map_result: Any | None, cursor: Any) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dashboard.link import HOME, Cursor, FlowChoice, LensChoice
+from dashboard.link import HOME, Cursor, FlowChoice, LensChoice, TraceChoice, TraceSite
 from factscope.experiments.attention_knockout import KnockoutSpec
 from factscope.experiments.logit_lens import LensSpec
 from factscope.experiments.prediction import PredictionSpec
+from factscope.experiments.traces import TraceSpec
 from factscope.queries import Query
 
 MAX_OWN = 4
@@ -52,6 +53,49 @@ def knockout_map(choice: FlowChoice) -> KnockoutSpec:
 def edges(choice: FlowChoice) -> KnockoutSpec:
     """The edge builder's run."""
     return KnockoutSpec(sources=(), edges=choice.edges)
+
+
+def trace(choice: TraceChoice, site: TraceSite) -> TraceSpec:
+    """One panel of the Trace page. What is severed are updates behind a restored state, so that panel alone has it."""
+    severed = choice.sever if site == "hidden" else "none"
+    window = None if site == "hidden" else choice.window
+    if choice.other:
+        return TraceSpec(site=site, window=window, sever=severed, replace_subject=choice.other)
+    return TraceSpec(
+        site=site,
+        window=window,
+        samples=choice.samples,
+        noise=choice.noise,
+        replace=choice.replace,
+        sever=severed,
+        sever_draws=choice.draws if severed != "none" else "fixed",
+        extra_tokens=choice.extra,
+        seeds=choice.seeds,
+    )
+
+
+def trace_passes(found: Any, choice: TraceChoice) -> int:
+    """Interventions of one panel."""
+    return map_passes(found) * (1 if choice.other else len(choice.seeds))
+
+
+def trace_window(choice: TraceChoice, n_layers: int) -> int:
+    """The window that the panels of updates use."""
+    from factscope.experiments.causal_tracing import default_trace_window
+
+    return choice.window if choice.window is not None else default_trace_window(n_layers)
+
+
+def check_noise(choice: TraceChoice) -> None:
+    """Refuse a rule once, before three panels do.
+
+    Raises:
+        SpecError: it cannot be read.
+    """
+    from factscope.interventions.noise import parse_rule
+
+    if not choice.other:
+        parse_rule(choice.noise)
 
 
 def lens_passes(found: Any) -> int:

@@ -25,7 +25,7 @@ from factscope import __version__
 from factscope.errors import InputError, SubjectError
 from factscope.queries import Query
 
-Kind = Literal["prediction", "attention_knockout", "logit_lens"]
+Kind = Literal["prediction", "attention_knockout", "logit_lens", "causal_tracing"]
 SPREAD = "spread"
 """The choice of device that lets accelerate spread a model over devices and disk."""
 ASK_ABOVE_SECONDS = 20.0
@@ -33,9 +33,20 @@ POLL_SECONDS = 0.6
 _PATIENCE_READING = 0.8  # the same for the answer itself, which everything else waits for
 _MARKS_PER_TICK = 1500  # so many marks that are drawn again make the next tick wait one time longer
 _MANY = 10  # jobs from which on pages ask half as often
-_SHARE: dict[Kind, float] = {"prediction": 1.0, "attention_knockout": 0.04, "logit_lens": 0.2}
-"""An intervention's part of a whole forward, until it is measured: a knockout recomputes one token, beside others."""
-_SHARE_ALONE: dict[Kind, float] = {"prediction": 1.0, "attention_knockout": 0.25, "logit_lens": 1.0}
+_SHARE: dict[Kind, float] = {
+    "prediction": 1.0,
+    "attention_knockout": 0.04,
+    "logit_lens": 0.2,
+    "causal_tracing": 0.5,
+}
+"""An intervention's part of a whole forward, until it is measured: a knockout recomputes one token, beside others, a
+restored state the tokens behind it in ten samples."""
+_SHARE_ALONE: dict[Kind, float] = {
+    "prediction": 1.0,
+    "attention_knockout": 0.25,
+    "logit_lens": 1.0,
+    "causal_tracing": 3.0,
+}
 """The same for models without the fast path."""
 _PATIENCE = 0.35  # seconds that one run of the script may wait for quick results, so that nothing flickers
 _UNDER_WAY = {"waiting", "running"}

@@ -128,7 +128,29 @@ def knockout_curve(table=None, **more):
     )
 
 
+def trace_map(**more):
+    values = np.full((12, 8), 0.1)
+    values[5, 2], values[11, 7], values[5, 3] = 0.5, 0.8, np.nan
+    given = {"site": "hidden", "corrupted": 0.1, "clean": 0.8, "answer": " Paris", "caption": CAPTION, **more}
+    return charts.trace_map(tokens(), LAYERS, values, **given)
+
+
+def trace_roles(**more):
+    rows = [
+        (role, 1, layer, 0.1 + 0.05 * layer * i, 0.1, 0.2 + 0.05 * layer * i)
+        for i, role in enumerate(("first subject", "last subject", "last"))
+        for layer in LAYERS
+    ]
+    table = pd.DataFrame(rows, columns=["role", "n", "layer", "value", "low", "high"])
+    return charts.trace_roles(table, clean=0.9, corrupted=0.1, answer=" Paris", **more)
+
+
 BUILDERS = {
+    "trace of states": trace_map,
+    "trace of MLPs in log-odds": lambda **more: trace_map(site="mlp", measure="log_odds", window=2, **more),
+    "trace against a foil": lambda **more: trace_map(site="attention", measure="logit_difference", foil="Rome", **more),
+    "roles": trace_roles,
+    "roles against a foil": lambda **more: trace_roles(measure="logit_difference", foil="Rome", **more),
     "map": knockout_map,
     "map in log-odds": lambda **more: knockout_map(measure="log_odds", **more),
     "lens": lens,
@@ -199,6 +221,62 @@ def test_every_figure_becomes_svg_png_csv_and_html(name):
     assert not set(DRAWING_COLUMNS) & set(table.columns)
     page = export.html(figure).decode()
     assert page.startswith("<!doctype html>") and "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+@pytest.mark.parametrize("site", ["hidden", "mlp", "attention"])
+def test_a_trace_runs_from_the_corrupted_to_the_clean_run_in_its_own_hue(site, look):
+    figure = trace_map(site=site, theme=look)
+    (scale,) = [found for found in scales(figure.spec, "color") if "clamp" in found]
+    assert scale["domain"] == [0.1, 0.8]
+    assert scale["range"] == list(theme.THEMES[look].scales[site])
+    shades = [theme.luminance(colour) for colour in scale["range"]]
+    assert shades == sorted(shades, reverse=look == "light")
+    legend = json.dumps(figure.spec)
+    assert f"{theme.THEMES[look].strong}: as clean (restored)" in legend
+    hues = {theme.THEMES[look].scales[one][3] for one in ("hidden", "mlp", "attention")}
+    assert len(hues) == 3
+
+
+def test_a_corruption_that_changes_nothing_has_no_dark_cells():
+    figure = trace_map(corrupted=0.8, clean=0.8)
+    (scale,) = [found for found in scales(figure.spec, "color") if "clamp" in found]
+    assert scale["domain"] == [0.8, pytest.approx(0.81)]
+
+
+def test_a_trace_names_the_strongest_place_that_is_not_so_by_construction():
+    said = trace_map().sentence
+    assert said.startswith(
+        "So far, 95 of 96 computed: p(Paris) is 0.80 clean and 0.10 corrupted; restoring the state of"
+    )
+    assert "(position 5) at layer 2 gives back most before the read-out: 0.50." in said
+    assert "(position 11) around layer 7 gives back most: 0.80." in trace_map(site="mlp").sentence
+    assert "no restored place before the read-out gives anything back" in trace_map(corrupted=0.6).sentence
+    assert "nats" in trace_map(measure="log_odds").sentence
+
+
+@pytest.mark.parametrize("make", [trace_map, trace_roles])
+def test_what_is_in_doubt_names_no_place(make):
+    said = make(doubts=("The weights are random: nothing is recalled here.",)).sentence
+    assert "The weights are random" in said
+    assert "is named" in said
+    assert "gives back" not in said
+    assert "at layer" not in said
+
+
+def test_roles_have_bands_levels_and_a_legend():
+    figure = trace_roles()
+    kinds = figure.data["kind"].value_counts()
+    assert (kinds["line"], kinds["level"]) == (24, 2)
+    areas = [layer for layer in figure.spec["layer"] if layer["mark"]["type"] == "area"]
+    assert len(areas) == 1
+    assert "clean 0.90" in texts(ET.fromstring(export.svg(figure)))
+    assert "first subject" in texts(ET.fromstring(export.svg(figure)))
+    assert "last up to" in figure.sentence
+    with pytest.raises(SpecError, match="rank"):
+        trace_roles(measure="rank")
+    with pytest.raises(SpecError, match="block"):
+        trace_map(site="block")
 
 
 def test_exports_carry_title_and_caption_and_offer_the_other_theme():

@@ -16,6 +16,7 @@ from dashboard.link import (
     FlowChoice,
     LensChoice,
     ModelChoice,
+    TraceChoice,
     View,
     parse,
     to_params,
@@ -44,6 +45,19 @@ VIEW = View(
         edges=("last:subject:3-6", "last:0:*"),
     ),
     lens=LensChoice(site="mlp", projection="raw", value="entropy", transpose=True, pinned=(5, 9)),
+    trace=TraceChoice(
+        window=4,
+        samples=3,
+        noise="u0.5",
+        seeds=(4, 2),
+        sever="mlp",
+        draws="compat",
+        replace=True,
+        extra=2,
+        other="Louvre Palace",
+        measure="log_odds",
+        roles="attention",
+    ),
 )
 
 
@@ -94,6 +108,12 @@ def test_a_prompt_without_the_rest_is_no_mixture_with_the_home_fact() -> None:
         ("subject", "a\x00b", "not text"),
         ("sources", ",,,", "subject,relation,last"),
         ("occurrence", "2", "no prompt"),
+        ("seeds", "1,1", "different whole numbers"),
+        ("seeds", "1,x", "different whole numbers"),
+        ("samples", "0", "from 1 to 100"),
+        ("sever", "both", "none, mlp, attention"),
+        ("trace-window", "0", "from 1 to 999"),
+        ("roles", "block", "hidden, mlp, attention"),
     ],
 )
 def test_what_cannot_be_used_gives_a_sentence_and_the_default(name: str, value: str, says: str | None) -> None:

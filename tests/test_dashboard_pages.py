@@ -89,7 +89,7 @@ def test_the_fact_page_shows_tokens_chips_and_a_verdict(open_page: Callable[...,
     assert "The model does not know this" in said(at)
 
 
-@pytest.mark.parametrize("page", ["flow", "lens"])
+@pytest.mark.parametrize("page", ["flow", "lens", "trace"])
 def test_a_deep_link_opens_each_page(open_page: Callable[..., AppTest], page: str) -> None:
     at = open_page(page, cell="3.2", prompt="The capital of Japan is", subject="Japan", answer="Tokyo")
     assert at.number_input(key="cursor-position").value == 3
@@ -209,3 +209,69 @@ def test_the_body_lets_the_frame_show_the_answer_first(monkeypatch: pytest.Monke
     monkeypatch.setattr(runs, "drawn", drawn.append)
     assert not AppTest.from_function(script).run().exception
     assert drawn == ["done"]
+
+
+JAPAN = {"prompt": "The capital of Japan is", "subject": "Japan"}
+
+
+def test_a_link_restores_the_trace_page(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("trace", **JAPAN, samples="2", seeds="3,1", noise="0.8", sever="mlp", draws="compat", extra="1",
+                   replace="1", roles="mlp", **{"trace-window": "3", "trace-measure": "log_odds"})  # fmt: skip
+    assert at.slider(key="trace-window").value == 3
+    assert at.number_input(key="trace-samples").value == 2
+    assert at.text_input(key="trace-seeds").value == "3, 1"
+    assert at.selectbox(key="trace-noise").value == "0.8"
+    view = at.session_state["factscope-view"].trace
+    assert (view.sever, view.draws, view.extra, view.replace) == ("mlp", "compat", 1, True)
+    assert "clean" in said(at)
+    assert "2 samples, seeds 3, 1" in said(at)
+    assert "nats" in said(at)
+    assert "restored: p" in said(at)
+
+
+def test_the_trace_page_says_what_it_cannot_name(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("trace", **JAPAN, answer="Tokyo", samples="2")
+    words = said(at)
+    assert "The model does not know this" in words
+    assert "No place is named as the strongest." in words
+    assert "gives back most" not in words
+
+
+def test_the_trace_page_names_no_place_of_random_weights(open_page: Callable[..., AppTest], tiny: str) -> None:
+    at = open_page("trace", **JAPAN, samples="2", model=f"random:{tiny}")
+    assert "The weights are random" in said(at)
+    assert "gives back most" not in said(at)
+
+
+def test_the_trace_page_names_the_strongest_place_of_a_known_answer(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("trace", **JAPAN, samples="4", noise="2")
+    assert "No place is named" not in said(at)
+    assert said(at).count("gives back most") == 3
+
+
+def test_the_trace_page_needs_a_subject_and_a_rule_that_can_be_read(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("trace", prompt="The capital of Japan is")
+    assert "Name it in the fact line" in said(at)
+    at = open_page("trace", **JAPAN, noise="<b>loud</b>")
+    assert said(at).count("<b>loud</b>") == 1
+    assert "write 0.1, s3" in said(at)
+
+
+def test_another_subject_takes_the_place_of_noise(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("trace", **JAPAN, other="Tokyo Tower of Seattle")
+    assert "takes" in said(at) and "tokens here" in said(at)
+    assert at.text_input(key="trace-seeds").disabled
+
+
+def test_a_foil_offers_the_logit_difference(open_page: Callable[..., AppTest]) -> None:
+    link = {**JAPAN, "samples": "2", "trace-measure": "logit_difference"}
+    assert "minus Rome is" in said(open_page("trace", **link, foil="Rome"))
+    assert "minus" not in said(open_page("trace", **link))
+
+
+def test_seeds_are_typed(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("trace", **JAPAN, samples="1")
+    settle(at.text_input(key="trace-seeds").set_value("2, 5").run())
+    assert at.session_state["factscope-view"].trace.seeds == (2, 5)
+    settle(at.text_input(key="trace-seeds").set_value("two").run())
+    assert at.session_state["factscope-view"].trace.seeds == (2, 5)

@@ -11,9 +11,9 @@ an unchanged spec::
 
 from factscope.charts import export
 from factscope.charts.bars import top_tokens
-from factscope.charts.curves import control_band, knockout_curve, layer_curves, token_trajectories
+from factscope.charts.curves import control_band, knockout_curve, layer_curves, token_trajectories, trace_roles
 from factscope.charts.figure import Figure
-from factscope.charts.heatmaps import knockout_map, lens_grid
+from factscope.charts.heatmaps import knockout_map, lens_grid, trace_map
 from factscope.charts.text import TokenRow, token_rows
 
 __all__ = [
@@ -28,4 +28,6 @@ __all__ = [
     "token_rows",
     "token_trajectories",
     "top_tokens",
+    "trace_map",
+    "trace_roles",
 ]

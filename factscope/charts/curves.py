@@ -321,6 +321,114 @@ def _lines(
     )
 
 
+_ROLE_TITLES = {
+    "probability": "p({answer})",
+    "log_odds": "log-odds of {answer}, nats",
+    "logit_difference": "logit of {answer} minus {foil}, nats",
+}
+
+
+@remakeable
+def trace_roles(
+    table: pd.DataFrame,
+    *,
+    clean: float,
+    corrupted: float,
+    answer: str,
+    measure: Literal["probability", "log_odds", "logit_difference"] = "probability",
+    foil: str = "",
+    theme: ThemeName = "light",
+    caption: str = "",
+    cursor_layer: int | None = None,
+    doubts: Sequence[str] = (),
+) -> Figure:
+    """Means of a causal trace over the tokens of each role, between the corrupted and the clean run's level.
+
+    Args:
+        table: role, layer, value, low, high; the last two are the band over seeds.
+        clean, corrupted: of the measure, drawn as dashed lines.
+        doubts: why no layer may be named; said in its place.
+
+    Raises:
+        SpecError: the measure or the theme is unknown.
+    """
+    if measure not in _ROLE_TITLES:
+        raise SpecError(f"measure {measure!r} is unknown", f"choose one of {', '.join(_ROLE_TITLES)}")
+    word = text.short(answer)
+    title = _ROLE_TITLES[measure].format(answer=word, foil=text.short(foil))
+    series = tuple(dict.fromkeys(table["role"]))
+    layers = tuple(sorted({int(layer) for layer in table["layer"]})) or (0,)
+    values = [v for v in (*table["low"], *table["high"], clean, corrupted) if math.isfinite(v)] or [0.0]
+    edges = (0.0, 1.0) if measure == "probability" else (math.floor(min(values)) - 0.5, math.ceil(max(values)) + 0.5)
+    shape = CurveShape(
+        layers=layers, series=series, named=series, theme=theme, low=edges[0], high=edges[1], x_title="layer",
+        y_title=title, value_title=title,
+    )  # fmt: skip
+    rows: Any = table.assign(
+        kind="line", series=table["role"], name=table["role"], shown=[text.measured(v, measure) for v in table["value"]]
+    )
+    levels = pd.DataFrame(
+        [
+            ("level", layers[0], name, value, f"{name} {text.measured(value, measure)}")
+            for name, value in (("clean", clean), ("corrupted", corrupted))
+            if math.isfinite(value)
+        ],
+        columns=["kind", "layer", "series", "value", "name"],
+    )
+    whole = _with_extras(rows.drop(columns=["role", "n"], errors="ignore"), None, cursor_layer, measure)
+    spec = curve_spec(shape)
+    for layer in spec["layer"][-2:]:
+        layer["encoding"]["color"]["legend"]["symbolOpacity"] = 1
+    colour = spec["layer"][-1]["encoding"]["color"]
+    spec["layer"] = [*_levels(shape, theme_named(theme)), _spread(shape, theme_named(theme), colour), *spec["layer"]]
+    wide = table.pivot(index="layer", columns="role", values="value").reindex(columns=list(series)).reset_index()
+    wide.columns.name = None
+    name = _ROLE_TITLES[measure].format(answer=word, foil=text.short(foil)).removesuffix(", nats")
+    return Figure(
+        title=f"Restored {word} by the role of the token",
+        spec=spec,
+        data=pd.concat([whole, levels], ignore_index=True),
+        sentence=sentences.trace_roles(
+            table, clean=clean, corrupted=corrupted, name=name, measure=measure, doubts=doubts
+        ),
+        alt_table=wide.round(4),
+        caption=caption,
+    )
+
+
+def _levels(shape: CurveShape, look: Theme) -> list[dict[str, Any]]:
+    """The two runs between which everything lies, as dashed lines with their names."""
+    only = [{"filter": "datum.kind === 'level'"}]
+    words = {"field": "name", "type": "nominal"}
+    label = {"align": "left", "baseline": "middle", "dx": 4, "fontSize": 11, "color": look.faint}
+    return [
+        {
+            "transform": only,
+            "mark": _quiet("rule", color=look.faint, strokeDash=[5, 4], strokeWidth=1.2),
+            "encoding": {"y": _y(shape, look)},
+        },
+        {
+            "transform": only,
+            "mark": _quiet("text", **label),
+            "encoding": {"y": _y(shape, look), "x": {"value": "width"}, "text": words},
+        },
+    ]
+
+
+def _spread(shape: CurveShape, look: Theme, colour: dict[str, Any]) -> dict[str, Any]:
+    """The band of each series, in the colour that its line has."""
+    return {
+        "transform": [{"filter": "datum.kind === 'line' && datum.high > datum.low"}],
+        "mark": _quiet("area", opacity=0.18, clip=True),
+        "encoding": {
+            "x": _x(shape),
+            "y": _y(shape, look, "low"),
+            "y2": {"field": "high"},
+            "color": colour,
+        },
+    }
+
+
 def _top(quantity: CurveQuantity, values: pd.Series) -> float:
     if quantity == "probability":
         return 1.0

@@ -30,6 +30,8 @@ from factscope.errors import SpecError
 Cursor = tuple[int, int] | Mapping[str, int] | None
 """(layer, position), or a mapping with these keys as Streamlit's selection gives it."""
 LensValue = Literal["top1", "answer", "rank", "entropy"]
+TraceSite = Literal["hidden", "mlp", "attention"]
+TraceMeasure = Literal["probability", "log_odds", "logit_difference"]
 
 EMBEDDING_GAP = 0.35
 TEXT_LAYERS = 24
@@ -59,6 +61,7 @@ class GridShape:
         axis_title: of the layer axis.
         labelled: cells hold text.
         transpose: layers from bottom to top, tokens from left to right.
+        gradient: length of the legend in pixels. most_ticks: layers that are named at most.
     """
 
     layers: tuple[int, ...]
@@ -75,6 +78,8 @@ class GridShape:
     cell_title: str = ""
     labelled: bool = False
     transpose: bool = False
+    gradient: int = 340
+    most_ticks: int = 27
 
 
 @remakeable
@@ -206,6 +211,92 @@ def lens_grid(
         alt_table=_wide(tokens, shape.layers, np.array(cells, dtype=object).reshape(grid.shape)),
         caption=caption,
     )
+
+
+_TRACE_TITLES: dict[TraceSite, str] = {
+    "hidden": "Which restored state brings {answer} back",
+    "mlp": "Which restored MLP updates bring {answer} back",
+    "attention": "Which restored attention updates bring {answer} back",
+}
+_TRACE_RANGE: dict[TraceMeasure, float] = {"probability": 0.01, "log_odds": 0.5, "logit_difference": 0.5}
+"""The least that a scale spans: a corruption that changes nothing has no dark cells."""
+
+
+@remakeable
+def trace_map(
+    tokens: Sequence[TokenRow],
+    layers: Sequence[int],
+    values: ArrayLike,
+    *,
+    site: TraceSite,
+    corrupted: float,
+    clean: float,
+    answer: str,
+    measure: TraceMeasure = "probability",
+    window: int = 1,
+    foil: str = "",
+    theme: ThemeName = "light",
+    caption: str = "",
+    cursor: Cursor = None,
+    doubts: Sequence[str] = (),
+) -> Figure:
+    """What the answer comes to when one place of the corrupted run is restored to the clean one.
+
+    Args:
+        values: [token, layer] of the measure; NaN where not computed yet.
+        corrupted, clean: of the measure; floor and ceiling of the colour scale, beyond which the end's colour holds.
+        window: layers restored together.
+        foil: the other answer of a logit difference.
+        doubts: why no strongest cell may be named; said in its place.
+
+    Raises:
+        SpecError: the site, the measure or the theme is unknown, or the shapes do not fit.
+    """
+    if site not in _TRACE_TITLES or measure not in _TRACE_RANGE:
+        raise SpecError(
+            f"site {site!r} with measure {measure!r} is unknown", f"choose one of {', '.join(_TRACE_TITLES)}"
+        )
+    grid = _grid(values, tokens, layers)
+    word = text.short(answer)
+    look = theme_named(theme)
+    names = {
+        "probability": f"p({word})",
+        "log_odds": f"log-odds of {word}",
+        "logit_difference": f"logit of {word} minus {text.short(foil)}",
+    }
+    low = 0.0 if math.isnan(corrupted) else corrupted
+    high = max(clean, low + _TRACE_RANGE[measure])
+    said = [text.measured(v, measure) for v in (low, (low + high) / 2, high)]
+    shape = GridShape(
+        layers=tuple(int(layer) for layer in layers),
+        n_tokens=len(tokens),
+        theme=theme,
+        quantity=site,
+        low=low,
+        high=high,
+        legend=(
+            f"{names[measure]} with this place restored",
+            f"{look.strong}: as clean (restored); {look.weak}: as corrupted",
+        ),
+        ticks=(low, (low + high) / 2, high),
+        tick_labels=(f"\u2264 {said[0]}", said[1], f"\u2265 {said[2]}"),
+        value_title=names[measure],
+        gradient=200,
+        most_ticks=13,
+        axis_title="layer" if window == 1 else f"layer (centre of the {window} restored)",
+    )
+    shown = np.vectorize(lambda v: text.measured(v, measure), otypes=[object])(grid)
+    return Figure(
+        title=_TRACE_TITLES[site].format(answer=word),
+        spec=grid_spec(shape),
+        data=_data(tokens, shape, grid, shown, None, cursor),
+        sentence=sentences.trace_map(
+            tokens, shape.layers, grid, site=site, corrupted=corrupted, clean=clean, name=names[measure],
+            measure=measure, doubts=doubts,
+        ),
+        alt_table=_wide(tokens, shape.layers, np.round(grid, 4)),
+        caption=caption,
+    )  # fmt: skip
 
 
 def _lens_shape(
@@ -384,7 +475,8 @@ def _layer_axis(shape: GridShape) -> dict[str, Any]:
     """The scale of layer slots; an expression of numbers names the slots."""
     starts = _starts(shape.layers)
     names = ["emb" if layer < 0 else str(layer) for layer in shape.layers]
-    every = next(k for k in (1, 2, 4, 5, 8, 10, 20, 50, 100) if len(shape.layers) / k <= 27 or k == 100)
+    steps = (1, 2, 4, 5, 8, 10, 20, 50, 100)
+    every = next(k for k in steps if len(shape.layers) / k <= shape.most_ticks or k == 100)
     if shape.labelled:
         every = 1
     last = shape.layers[-1]
@@ -446,7 +538,7 @@ def _colour(shape: GridShape, look: Theme) -> dict[str, Any]:
         "title": list(shape.legend),
         "values": list(shape.ticks),
         "labelExpr": label,
-        "gradientLength": 340,
+        "gradientLength": shape.gradient,
         "gradientThickness": 10,
         "labelOverlap": False,
         "gradientStrokeColor": look.faint,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factscope.charts.text import TokenRow, change, layer_name, probability
+from factscope.charts.text import TokenRow, change, layer_name, measured, probability
 
 NOTHING = "Nothing is computed yet."
 NEGLIGIBLE = {"percent": 0.5, "log_odds": 0.005}
@@ -227,3 +227,67 @@ def top_tokens(data: Any, *, answer: str, is_answer: Mapping[int, bool]) -> str:
         if rank == 1
         else _sentence(f"{head}; {answer} is number {rank} with {probability(p)}")
     )
+
+
+_RESTORED = {"hidden": "the state", "mlp": "MLP updates", "attention": "attention updates"}
+_AT = {"hidden": "at", "mlp": "around", "attention": "around"}
+_LITTLE = {"probability": 0.01, "log_odds": 0.05, "logit_difference": 0.05}
+"""Smaller effects are not spoken of."""
+
+
+def trace_map(
+    tokens: Sequence[TokenRow],
+    layers: Sequence[int],
+    grid: NDArray[np.float64],
+    *,
+    site: str,
+    corrupted: float,
+    clean: float,
+    name: str,
+    measure: str,
+    doubts: Sequence[str],
+) -> str:
+    """The place that gives back most, unless it is so by construction or may not be named.
+
+    The read-out's own last states are all that is read out, so of states those before the read-out alone are named.
+    """
+    done = int((~np.isnan(grid)).sum())
+    if not done:
+        return NOTHING
+    ends = f"{name} is {measured(clean, measure)} clean and {measured(corrupted, measure)} corrupted"
+    if doubts:
+        return f"{_sentence(_so_far(done, grid.size) + ends)} No place is named: {_sentence(doubts[0])}"
+    rows = [i for i, token in enumerate(tokens) if site != "hidden" or token.role != "last"]
+    known = np.full(grid.shape, -np.inf)
+    known[rows] = np.where(np.isnan(grid[rows]), -np.inf, grid[rows])
+    t, j = np.unravel_index(np.argmax(known), grid.shape)
+    best = float(known[t, j])
+    where = " before the read-out" if site == "hidden" else ""
+    if not best - corrupted > _LITTLE[measure]:
+        return _sentence(f"{_so_far(done, grid.size)}{ends}; no restored place{where} gives anything back")
+    token = tokens[int(t)]
+    return _sentence(
+        f"{_so_far(done, grid.size)}{ends}; restoring {_RESTORED[site]} of {token.display} (position {token.position}) "
+        f"{_AT[site]} layer {layers[int(j)]} gives back most{where}: {measured(best, measure)}"
+    )
+
+
+def trace_roles(table: Any, *, clean: float, corrupted: float, name: str, measure: str, doubts: Sequence[str]) -> str:
+    """Where each role of token gives back most.
+
+    Args:
+        table: role, layer, value; a missing value is not computed yet.
+    """
+    known = table.dropna(subset=["value"])
+    if known.empty:
+        return NOTHING
+    ends = f"{name} is {measured(clean, measure)} clean and {measured(corrupted, measure)} corrupted"
+    start = _so_far(len(known), len(table))
+    if doubts:
+        return f"{_sentence(start + ends)} No layer is named: {_sentence(doubts[0])}"
+    parts = []
+    for role, rows in known.groupby("role", sort=False):
+        best = rows.loc[rows["value"].idxmax()]
+        if best["value"] - corrupted > _LITTLE[measure]:
+            parts.append(f"{role} up to {measured(float(best['value']), measure)} at layer {int(best['layer'])}")
+    return _sentence(f"{start}{ends}; mean restored by role: {', '.join(parts) or 'nothing anywhere'}")

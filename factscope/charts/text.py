@@ -81,6 +81,13 @@ def probability(p: float) -> str:
     return f"{p:.2f}" if p >= 0.01 or p == 0 else f"{p:.3f}"
 
 
+def measured(value: float, measure: str) -> str:
+    """A probability, or nats of log-odds or of a logit difference."""
+    if math.isnan(value):
+        return "not computed yet"
+    return probability(value) if measure == "probability" else f"{signed(value, 2)} nats"
+
+
 def change(value: float, measure: str) -> str:
     """A change with its unit: percent, or nats of log-odds."""
     if math.isnan(value):

@@ -2,7 +2,8 @@
 
 Signed changes diverge from the background: blue is down, orange is up, a pair that people with any common colour
 vision tell apart. Probability, rank and entropy each have one hue and run from the background to the strongest tone, so
-lightness alone carries the order. On a light page strong is dark, on a dark page strong is bright; the legends say it.
+lightness alone carries the order. What a causal trace restores has the hues of Meng et al.: purple states, green MLPs,
+red attention. On a light page strong is dark, on a dark page strong is bright; the legends say it.
 
 Fonts: token labels ask for DejaVu Sans Mono, then for the viewer's own monospace fonts and Noto Sans Mono CJK. A
 browser finds Chinese, Japanese and Korean glyphs by itself; a PNG made on a machine without a CJK font shows boxes
@@ -18,7 +19,7 @@ from typing import Any, Literal, get_args
 from factscope.errors import SpecError
 
 ThemeName = Literal["light", "dark"]
-Quantity = Literal["change", "probability", "rank", "entropy"]
+Quantity = Literal["change", "probability", "rank", "entropy", "hidden", "mlp", "attention"]
 
 SANS = "'Source Sans 3', 'Source Sans Pro', 'Helvetica Neue', Arial, 'DejaVu Sans', 'Noto Sans CJK SC', sans-serif"
 MONO = "'DejaVu Sans Mono', Menlo, Consolas, 'Liberation Mono', 'Noto Sans Mono CJK SC', monospace"
@@ -32,7 +33,8 @@ class Theme:
         background, ink, faint, grid: page, text, secondary text, grid lines.
         empty, empty_mark: fill of a cell that is not computed yet, and of the stroke through it.
         accent: cursor and read-out mark.
-        strong, zero: the words for the strong end of every scale on this background, and for the colour of no change.
+        strong, weak, zero: the words for the strong end of every scale on this background, for its other end, and for
+            the colour of no change.
         series: hue of the named position sets; ``others`` for any further ones.
         control: the random matched control.
         scales: colours of each quantity, from weakest to strongest; "change" from most negative to most positive.
@@ -47,6 +49,7 @@ class Theme:
     empty_mark: str
     accent: str
     strong: str
+    weak: str
     zero: str
     control: str
     series: dict[str, str]
@@ -64,6 +67,7 @@ LIGHT = Theme(
     empty_mark="#b4b8c0",
     accent="#c2185b",
     strong="dark",
+    weak="pale",
     zero="white",
     control="#8a8f98",
     series={"subject": "#0b62a4", "relation": "#c26a00", "last": "#00876c"},
@@ -73,6 +77,9 @@ LIGHT = Theme(
         "probability": ("#f8fcfc", "#d3edec", "#93d0d0", "#45a3b5", "#1a6d92", "#0a3a5c"),
         "rank": ("#fafae9", "#e3e7ac", "#bcc964", "#87a036", "#537525", "#274317"),
         "entropy": ("#fdf8f2", "#f3dcc4", "#dfb08a", "#bd7f58", "#8a4f38", "#4c271e"),
+        "hidden": ("#fbfafd", "#dedbee", "#b5b0d8", "#8a80c2", "#5f449f", "#35006b"),
+        "mlp": ("#f7fcf6", "#d3edce", "#98d096", "#4fa866", "#19783d", "#00401a"),
+        "attention": ("#fef6f2", "#fbd0be", "#f59478", "#dd5444", "#aa1f22", "#5f0710"),
     },
 )
 
@@ -86,6 +93,7 @@ DARK = Theme(
     empty_mark="#566072",
     accent="#ff6fa8",
     strong="bright",
+    weak="dim",
     zero="black",
     control="#8c94a3",
     series={"subject": "#63b3f2", "relation": "#f2a65a", "last": "#3fcfae"},
@@ -95,6 +103,9 @@ DARK = Theme(
         "probability": ("#111a22", "#123b4a", "#176a80", "#34a0ab", "#86d2c6", "#e6fbef"),
         "rank": ("#15190f", "#2f3d17", "#556e22", "#86a139", "#c0cf70", "#f5f7c8"),
         "entropy": ("#1b1512", "#46291f", "#7a4a35", "#b47a54", "#e2b48c", "#fff0de"),
+        "hidden": ("#15131d", "#332b52", "#5c4a97", "#8c77d0", "#bfb0f1", "#f3eeff"),
+        "mlp": ("#101913", "#183f2a", "#226b43", "#42a069", "#8ed4a5", "#e8fbee"),
+        "attention": ("#1c1313", "#4f211e", "#90352d", "#cd594d", "#f29e90", "#ffece7"),
     },
 )
 

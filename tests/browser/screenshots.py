@@ -15,7 +15,12 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.browser.conftest import CHROMIUM, FLAGS, PATIENCE, ROOT, Server, answer_chip
 
-READY = {"fact": "The same fact in other words", "flow": "Whole sets of tokens", "lens": "What each state would say"}
+READY = {
+    "fact": "The same fact in other words",
+    "flow": "Whole sets of tokens",
+    "lens": "What each state would say",
+    "trace": "State restored",
+}
 
 
 def main(arguments: list[str]) -> None:

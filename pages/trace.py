@@ -1,0 +1,229 @@
+"""Which states carry it? Causal tracing: three panels of restored places, and their means by the role of the token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from dashboard import figures, messages, panels, parts, requests, runs, state
+from dashboard.link import MAX_NAME, MAX_SAMPLES, TraceSite, seeds
+
+PANELS: dict[TraceSite, str] = {"hidden": "State restored", "mlp": "MLP restored", "attention": "Attention restored"}
+SHORT: dict[TraceSite, str] = {"hidden": "state", "mlp": "MLP", "attention": "attention"}
+SEVERED = {"none": "nothing", "mlp": "MLP", "attention": "attention"}
+MEASURES = {"probability": "p", "log_odds": "log-odds", "logit_difference": "logit − foil"}
+NOISES = ["s3", "s2", "s1", "0.1", "u0.5", "m", "t5", "rome:gpt2-xl", "rome:gpt-j", "hase:gpt-j", "hase:other"]
+
+
+def draw() -> None:
+    prediction = panels.prediction()
+    if prediction is None:
+        return
+    if prediction.query.subject is None:
+        parts.note("plain", ["Causal tracing corrupts the subject. Name it in the fact line."], key="no-subject")
+        return
+    choice = state.view().trace
+    _controls(prediction)
+    requests.check_noise(choice)
+    head = st.container()
+    found: dict[TraceSite, Any] = {}
+    for column, site in zip(st.columns(3, gap="small"), PANELS, strict=True):
+        with column, messages.caught():
+            found[site] = _panel(prediction, site)
+    results: dict[TraceSite, Any] = {
+        site: snapshot.value for site, snapshot in found.items() if snapshot is not None and snapshot.value
+    }
+    with head:
+        _head(results, prediction)
+    left, right = st.columns([0.7, 0.3], gap="medium")
+    with left, messages.caught():
+        _roles(prediction, found)
+    with right, messages.caught():
+        _detail(prediction, results)
+    with messages.caught():
+        _more(prediction)
+
+
+def _measure(prediction: Any) -> Any:
+    """The measure as it can be asked of this question."""
+    chosen = state.view().trace.measure
+    return "probability" if chosen == "logit_difference" and prediction.query.query.foil is None else chosen
+
+
+def _controls(prediction: Any) -> None:
+    choice, layers = state.view().trace, prediction.model.n_layers
+    places = st.columns([0.2, 0.14, 0.13, 0.12, 0.21, 0.2], gap="medium", vertical_alignment="bottom")
+    window, noise, samples, seed, sever, measure = places
+    noisy = choice.other is None
+    size = min(requests.trace_window(choice, layers), layers)
+    window.slider(
+        "Window of MLP and attention",
+        1,
+        max(2, layers),
+        size,
+        key=state.seed("trace-window", size),
+        on_change=state.on_change("trace-window", "trace", "window"),
+        help="Layers of updates restored together. A state is restored in one layer. Default: 10 of 48, scaled.",
+    )
+    noise.selectbox(
+        "Noise",
+        list(dict.fromkeys([*NOISES, choice.noise])),
+        list(dict.fromkeys([*NOISES, choice.noise])).index(choice.noise),
+        key=state.seed("trace-noise", choice.noise),
+        on_change=state.on_change("trace-noise", "trace", "noise", lambda value: value or "s3"),
+        accept_new_options=True,
+        disabled=not noisy,
+        help="s3: three standard deviations of subjects' embeddings. 0.1: the sd itself. u0.5: uniform. m, t5: Gaussian"
+        " or Student's t with the embeddings' covariance. Or a published constant. Type your own.",
+    )
+    samples.number_input(
+        "Samples",
+        1,
+        MAX_SAMPLES,
+        choice.samples,
+        key=state.seed("trace-samples", choice.samples),
+        on_change=state.on_change("trace-samples", "trace", "samples", int),
+        disabled=not noisy,
+        help="Draws of noise; the mean is over their probabilities.",
+    )
+    shown = ", ".join(map(str, choice.seeds))
+    seed.text_input(
+        "Seeds",
+        shown,
+        key=state.seed("trace-seeds", shown),
+        on_change=_read_seeds,
+        max_chars=120,
+        disabled=not noisy,
+        help="One seed, or several such as 1, 2, 3: the figures then show means, and the curves a band.",
+    )
+    _segmented(sever, "Severed", "sever", SEVERED, choice.sever, "At the restored token, these updates stay corrupted.")
+    known = {k: word for k, word in MEASURES.items() if k != "logit_difference" or prediction.query.query.foil}
+    _segmented(measure, "Effect in", "measure", known, _measure(prediction), "The logit difference needs a foil.")
+
+
+def _segmented(place: Any, label: str, name: str, options: dict[Any, str], value: str, help_text: str) -> None:
+    key = f"trace-{name}"
+    place.segmented_control(
+        label,
+        list(options),
+        format_func=options.__getitem__,
+        default=value,
+        key=state.seed(key, value),
+        on_change=state.on_change(key, "trace", name, lambda chosen: chosen or value),
+        help=help_text,
+    )
+
+
+def _read_seeds() -> None:
+    found = seeds(str(st.session_state["trace-seeds"]))
+    if found is not None:
+        state.choose("trace", seeds=found)
+
+
+def _more(prediction: Any) -> None:
+    """What is changed rarely."""
+    choice = state.view().trace
+    box = st.expander("Another subject instead of noise, and other variants", key="trace-more", on_change="rerun")
+    if not box.open:
+        return
+    with box:
+        other, extra, draws, replace = st.columns([0.36, 0.16, 0.24, 0.24], gap="medium", vertical_alignment="bottom")
+        other.text_input(
+            "Another subject, of as many tokens",
+            choice.other or "",
+            key=state.seed("trace-other", choice.other or ""),
+            on_change=state.on_change("trace-other", "trace", "other", lambda value: value.strip() or None),
+            max_chars=MAX_NAME,
+            placeholder="none: the subject is blurred with noise",
+            help="Its tokens take the subject's place, first for first, in the corrupted run (Zhang and Nanda 2023).",
+        )
+        extra.number_input(
+            "Extra tokens",
+            0,
+            len(prediction.query.ids),
+            min(choice.extra, len(prediction.query.ids)),
+            key=state.seed("trace-extra", choice.extra),
+            on_change=state.on_change("trace-extra", "trace", "extra", int),
+            disabled=choice.other is not None,
+            help="So many tokens after the subject are corrupted too.",
+        )
+        options = {"fixed": "the same noise", "compat": "as released"}
+        _segmented(
+            draws, "Severed run's noise", "draws", options, choice.draws, "As released: the stream's second draw."
+        )
+        replace.toggle(
+            "Noise in the embeddings' place",
+            choice.replace,
+            key=state.seed("trace-replace", choice.replace),
+            on_change=state.on_change("trace-replace", "trace", "replace", bool),
+            disabled=choice.other is not None,
+            help="Instead of being added to them; in the corrupted run as well.",
+        )
+
+
+def _panel(prediction: Any, site: TraceSite) -> Any:
+    query, choice = prediction.query.query, state.view().trace
+    line, spec = panels.heading(PANELS[site], "trace"), requests.trace(choice, site)
+    passes = requests.trace_passes(prediction, choice)
+    found = panels.run(line, f"trace-{site}", "causal_tracing", query, spec, passes, prediction)
+    if found is not None and found.value is not None:
+        doubts = figures.trace_doubts(found.value, prediction)
+        panels.figure(
+            figures.trace_map(found.value, _measure(prediction), doubts),
+            name=f"trace-{site}",
+            found=found,
+            code=panels.python_lines(query, spec, "causal_tracing"),
+            height=panels.rows_height(len(found.value.positions)),
+            legend=46,
+        )
+    return found
+
+
+def _head(results: dict[TraceSite, Any], prediction: Any) -> None:
+    """Clean and corrupted probability, and why nothing may be named, in all panels or in one."""
+    if not results:
+        return
+    parts.note("plain", [figures.trace_head(next(iter(results.values())))], key="trace-head")
+    found = {site: figures.trace_doubts(result, prediction) for site, result in results.items()}
+    common = [doubt for doubt in next(iter(found.values())) if all(doubt in said for said in found.values())]
+    own = [f"{PANELS[site]}: {doubt}" for site in results for doubt in found[site] if doubt not in common]
+    if common or own:
+        named = "No place is named as the strongest" + ("." if common else " there.")
+        parts.note("warn", [*common, *own, named], key="trace-doubts")
+    told = [warning for result in results.values() for warning in result.warnings]
+    messages.show_warnings([warning for warning in told if warning not in prediction.warnings])
+
+
+def _roles(prediction: Any, found: dict[TraceSite, Any]) -> None:
+    choice = state.view().trace
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        panels.heading("By the role of the token", "roles")
+        _segmented(st, "Restored", "roles", SHORT, choice.roles, "Which panel's means are drawn.")
+    snapshot = found.get(choice.roles)
+    if snapshot is None or snapshot.value is None:
+        return
+    query, spec = prediction.query.query, requests.trace(choice, choice.roles)
+    doubts = figures.trace_doubts(snapshot.value, prediction)
+    panels.figure(
+        figures.trace_roles(snapshot.value, _measure(prediction), doubts),
+        name="trace-roles",
+        found=snapshot,
+        code=panels.python_lines(query, spec, "causal_tracing").replace("result.table()", "result.by_role()"),
+        height=250,
+    )
+
+
+def _detail(prediction: Any, results: dict[TraceSite, Any]) -> None:
+    line, query = panels.heading("Cell", "lens"), prediction.query.query
+    lens = panels.run(
+        line, "lens-block", "logit_lens", query, requests.lens(), requests.lens_passes(prediction), prediction
+    )
+
+    def effects(cursor: Any) -> list[str]:
+        return [words for result in results.values() for words in figures.trace_effect(result, cursor)]
+
+    panels.detail(None if lens is None else lens.value, effects=effects, leads_to_trace=False)
+
+
+runs.live(draw)
