@@ -26,6 +26,8 @@ _HOME = {
     "KnockoutSpec": "factscope.experiments.attention_knockout:KnockoutSpec",
     "logit_lens": "factscope.experiments.logit_lens:run",
     "LensSpec": "factscope.experiments.logit_lens:LensSpec",
+    "representation_zeroing": "factscope.experiments.representation_zeroing:run",
+    "ZeroingSpec": "factscope.experiments.representation_zeroing:ZeroingSpec",
     "causal_tracing": "factscope.experiments.causal_tracing:run",
     "TraceSpec": "factscope.experiments.causal_tracing:TraceSpec",
     "bundled_facts": "factscope.datasets:bundled_facts",
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from factscope.experiments.logit_lens import run as logit_lens
     from factscope.experiments.prediction import PredictionSpec
     from factscope.experiments.prediction import run as predict
+    from factscope.experiments.representation_zeroing import ZeroingSpec
+    from factscope.experiments.representation_zeroing import run as representation_zeroing
     from factscope.models.handle import ModelHandle
     from factscope.models.loading import load
     from factscope.queries import Fact, Query, Relation
@@ -53,8 +57,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Fact", "FactScopeError", "KnockoutSpec", "LensSpec", "ModelHandle", "PredictionSpec", "Query", "Relation",
-    "TraceSpec", "attention_knockout", "bundled_facts", "causal_tracing", "charts", "load", "logit_lens", "predict",
-    "read_facts", "tokenize",
+    "TraceSpec", "ZeroingSpec", "attention_knockout", "bundled_facts", "causal_tracing", "charts", "load",
+    "logit_lens", "predict", "read_facts", "representation_zeroing", "tokenize",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GEVA = "Geva et al. 2023, arXiv 2304.14767"
+HASE = "Hase et al. 2023, arXiv 2301.04213"
 MENG = "Meng et al. 2022, arXiv 2202.05262"
 LOGIT_LENS = "nostalgebraist 2020, interpreting GPT: the logit lens"
 FACTSCOPE = "FactScope"
@@ -205,6 +206,19 @@ _ALL = (
         unit="",
         meaning="Standard deviation of the noise that is added to the embeddings of the subject's tokens.",
         source=MENG,
+    ),
+    # representation zeroing
+    Column(
+        name="p_zeroed",
+        unit="probability",
+        meaning="Probability of the answer when zeros stand in the place of updates at the source tokens.",
+        source=HASE,
+    ),
+    Column(
+        name="fraction_removed",
+        unit="",
+        meaning="Share of the answer's probability that goes when these updates are zeroed; 1 means all of it.",
+        source=HASE,
     ),
     # cost
     Column(name="seconds", unit="seconds", meaning="Time of the computation alone, without loading.", source=FACTSCOPE),
