@@ -28,6 +28,8 @@ _HOME = {
     "LensSpec": "factscope.experiments.logit_lens:LensSpec",
     "representation_zeroing": "factscope.experiments.representation_zeroing:run",
     "ZeroingSpec": "factscope.experiments.representation_zeroing:ZeroingSpec",
+    "counterfactual_patching": "factscope.experiments.counterfactual_patching:run",
+    "CounterfactualSpec": "factscope.experiments.counterfactual_patching:CounterfactualSpec",
     "causal_tracing": "factscope.experiments.causal_tracing:run",
     "TraceSpec": "factscope.experiments.causal_tracing:TraceSpec",
     "bundled_facts": "factscope.datasets:bundled_facts",
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from factscope.experiments.attention_knockout import run as attention_knockout
     from factscope.experiments.causal_tracing import TraceSpec
     from factscope.experiments.causal_tracing import run as causal_tracing
+    from factscope.experiments.counterfactual_patching import CounterfactualSpec
+    from factscope.experiments.counterfactual_patching import run as counterfactual_patching
     from factscope.experiments.logit_lens import LensSpec
     from factscope.experiments.logit_lens import run as logit_lens
     from factscope.experiments.prediction import PredictionSpec
@@ -56,9 +60,9 @@ if TYPE_CHECKING:
     from factscope.tokens import tokenize
 
 __all__ = [
-    "Fact", "FactScopeError", "KnockoutSpec", "LensSpec", "ModelHandle", "PredictionSpec", "Query", "Relation",
-    "TraceSpec", "ZeroingSpec", "attention_knockout", "bundled_facts", "causal_tracing", "charts", "load",
-    "logit_lens", "predict", "read_facts", "representation_zeroing", "tokenize",
+    "CounterfactualSpec", "Fact", "FactScopeError", "KnockoutSpec", "LensSpec", "ModelHandle", "PredictionSpec",
+    "Query", "Relation", "TraceSpec", "ZeroingSpec", "attention_knockout", "bundled_facts", "causal_tracing", "charts",
+    "counterfactual_patching", "load", "logit_lens", "predict", "read_facts", "representation_zeroing", "tokenize",
 ]  # fmt: skip
 
 

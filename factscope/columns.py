@@ -220,6 +220,31 @@ _ALL = (
         meaning="Share of the answer's probability that goes when these updates are zeroed; 1 means all of it.",
         source=HASE,
     ),
+    # counterfactual patching
+    Column(
+        name="partner",
+        unit="position",
+        meaning="Place in the other question's prompt that the state comes from.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="p_patched",
+        unit="probability",
+        meaning="Probability of the answer when one place has the state of the other question's run.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="p_other_patched",
+        unit="probability",
+        meaning="Probability of the other question's answer when one place has the state of the other run.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="logit_difference",
+        unit="nats",
+        meaning="Logit of the answer minus that of the other question's answer.",
+        source=FACTSCOPE,
+    ),
     # cost
     Column(name="seconds", unit="seconds", meaning="Time of the computation alone, without loading.", source=FACTSCOPE),
     Column(name="passes", unit="", meaning="Number of interventions that were run.", source=FACTSCOPE),
