@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +27,7 @@ import typer
 from typer.exceptions import TyperException
 
 from factscope import output
+from factscope.columns import ROWS as COMPARABLE
 from factscope.errors import Cancelled, FactScopeError, ModelTooLarge, SpecError
 
 app = typer.Typer(
@@ -288,6 +291,45 @@ def lens(
     _run("lens", compute, _wanted(model, revision, dtype, device), format, out)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def compare(
+    context: typer.Context,
+    a: Annotated[
+        str, typer.Option("--a", help="A saved JSON output; with a COMMAND, the options that only A has.")
+    ] = "",
+    b: Annotated[str, typer.Option("--b", help="The same for B: --b '--model random:bundled'.")] = "",
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
+    """The rows of A and B joined on their axes, and B - A.
+
+    Two saved outputs of one command: compare --a A.json --b B.json. Or one command run twice: compare COMMAND
+    [options of both] --b "options of B".
+    """
+    if out is not None:
+        output.check_out(out)
+    if not context.args:
+        from factscope import comparison
+
+        sides = [comparison.read(Path(_saved(name, given)), name) for name, given in (("--a", a), ("--b", b))]
+        _compared(sides, format, out)
+        return
+    command = context.args[0]
+    if command not in COMPARABLE:
+        raise SpecError(f"{_cut(command)!r} is no command that can be compared", f"name one of {', '.join(COMPARABLE)}")
+    sides, stopped = [], False
+    kept = _Kept()
+    for name, own in (("--a", a), ("--b", b)):
+        try:
+            _run_kept(kept, [command, *context.args[1:], *_options(name, own)])
+        except Cancelled:
+            if not sides or kept.data is None:
+                raise
+            stopped = True
+        sides.append(kept.data)
+    _compared(sides, format, out, stopped=stopped)
+
+
 @app.command()
 def trace(
     prompt: Prompt,
@@ -499,6 +541,31 @@ def _refuse_beside_edges(edges: Sequence[str], **others: object) -> None:
             )
 
 
+def _saved(name: str, given: str) -> str:
+    if not given.strip():
+        raise SpecError(
+            f"{name} names no saved output, and no command is named",
+            "give --a A.json --b B.json, or a command: compare flow --prompt ... --b '--model random:bundled'",
+        )
+    return given
+
+
+def _options(name: str, text: str) -> list[str]:
+    """Options that only one side of a comparison has, split as a shell splits them."""
+    try:
+        found = shlex.split(text)
+    except ValueError as error:
+        raise SpecError(f"{name} {_cut(text)!r} cannot be split into options ({error})", "close its quotes") from error
+    if text and not (found and found[0].startswith("-")):
+        raise SpecError(
+            f"{name} {_cut(text)!r} is no option of the command", f"write for instance {name} '--model random:bundled'"
+        )
+    own = next((option for option in found if option.split("=")[0] in ("--out", "--format", "--help")), None)
+    if own is not None:
+        raise SpecError(f"{name} holds {_cut(own)}, which belongs to compare itself", "write it outside")
+    return found
+
+
 def _wanted(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:
     return {"name": model, "revision": revision, "dtype": dtype.value, "device": device}
 
@@ -531,6 +598,58 @@ class _Stop:
         signal.signal(signal.SIGINT, self._before)
 
 
+class _Kept:
+    """What a command that ``compare`` runs leaves instead of printing it: its object; and the model, for the next."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] | None = None
+        self._wanted: dict[str, Any] | None = None
+        self._handle: Any = None
+
+    def load(self, wanted: dict[str, Any], stop: _Stop) -> Any:
+        """The model that the last command used, if it is the same; the last one is let go before another comes."""
+        if wanted != self._wanted:
+            self._wanted = self._handle = None
+            self._handle = _load(wanted, stop)
+            self._wanted = wanted
+        return self._handle
+
+
+_KEPT: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+def _run_kept(kept: _Kept, arguments: list[str]) -> None:
+    """Run a command, its object going into ``kept``.
+
+    Raises:
+        Cancelled: the user stopped it; what was finished is in ``kept`` all the same.
+    """
+    kept.data = None
+    token = _KEPT.set(kept)
+    try:
+        with typer.main.get_command(app).make_context("factscope", arguments) as context:
+            context.command.invoke(context)
+    finally:
+        _KEPT.reset(token)
+
+
+def _compared(sides: Sequence[Any], format: Format, out: Path | None, *, stopped: bool = False) -> None:
+    """The comparison of two objects, where it was asked for.
+
+    Raises:
+        Cancelled: B is only what was finished when the user stopped; a file is then named ``X.partial.json``.
+    """
+    from factscope import comparison
+
+    data, rows = comparison.compare(*sides)
+    for warning in data["warnings"]:
+        _say(f"warning: {warning}")
+    where = _partial(out) if stopped else out
+    _emit({**data, "rows": output.records(rows)}, rows, format, where)
+    if stopped:
+        raise Cancelled(f"the run of B was cancelled; what was finished is {_place(where)}")
+
+
 def _load(wanted: dict[str, Any], stop: _Stop) -> Any:
     """The model; its stages and what it downloads are told on a terminal."""
 
@@ -561,7 +680,7 @@ def _run(
     if out is not None:
         output.check_out(out)
     newest: list[Any] = []
-    handle = None
+    handle, kept = None, _KEPT.get()
     stopped = False
     try:
         with _Stop() as stop:
@@ -573,7 +692,7 @@ def _run(
                 if done < total:
                     stop.check()
 
-            handle = _load(wanted, stop)
+            handle = _load(wanted, stop) if kept is None else kept.load(wanted, stop)
             result = compute(handle, progress)
     except Cancelled:
         result = newest[0] if newest else None
@@ -596,17 +715,28 @@ def _report(command: str, handle: Any, result: Any, format: Format, out: Path | 
     Raises:
         Cancelled: the result is only what was finished when the user stopped; a file is then named ``X.partial.json``.
     """
-    where = out.with_name(f"{out.stem}.partial{out.suffix}") if out is not None and stopped else out
+    where = _partial(out) if stopped else out
     rows = result.table()
     said = [*handle.warnings, *result.warnings, *_notes(command, result)]
     if stopped:
         said.append(f"The run was cancelled after {result.passes} passes: these {len(rows)} rows are not all.")
-    for warning in said:
-        _say(f"warning: {warning}")
-    _emit(output.document(command, result, rows, _summary(command, result), said), rows, format, where)
+    data = output.document(command, result, rows, _summary(command, result), said)
+    if (kept := _KEPT.get()) is not None:
+        kept.data = data
+    else:
+        for warning in said:
+            _say(f"warning: {warning}")
+        _emit(data, rows, format, where)
     if stopped:
-        place = "on standard output" if where is None else f"in {where}"
-        raise Cancelled(f"the run was cancelled after {result.passes} passes; what was finished is {place}")
+        raise Cancelled(f"the run was cancelled after {result.passes} passes; what was finished is {_place(where)}")
+
+
+def _partial(out: Path | None) -> Path | None:
+    return None if out is None else out.with_name(f"{out.stem}.partial{out.suffix}")
+
+
+def _place(where: Path | None) -> str:
+    return "on standard output" if where is None else f"in {where}"
 
 
 def _summary(command: str, result: Any) -> dict[str, Any]:
@@ -662,6 +792,10 @@ def _emit(data: dict[str, Any], rows: Any, format: Format, out: Path | None) -> 
 
 
 def _headline(data: dict[str, Any]) -> str:
+    if data["command"] == "compare":
+        from factscope import comparison
+
+        return comparison.headline(data)
     if "query" not in data:
         return ""
     query, model = data["query"], data["model"]

@@ -284,3 +284,38 @@ _ALL = (
 
 COLUMNS: dict[str, Column] = {column.name: column for column in _ALL}
 """Every column by its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What the columns of one command's rows are to a comparison of two such tables.
+
+    Attributes:
+        axes: together they name a row; rows of two tables are joined on them.
+        measures: numbers of a row that can be subtracted.
+        labels: words and numbers about a row that cannot.
+        position: the axis whose whole numbers are positions of the prompt; empty where there is none.
+    """
+
+    axes: tuple[str, ...]
+    measures: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    position: str = ""
+
+
+ROWS = {
+    "predict": Rows(axes=("text",), measures=("rank", "probability"), labels=("id",)),
+    "flow": Rows(
+        axes=("source", "layer"),
+        measures=("p_base", "p_knockout", "relative_change_percent", "log_odds_change"),
+        labels=("window",),
+        position="source",
+    ),
+    "lens": Rows(
+        axes=("layer", "position", "rank"),
+        measures=("probability", "target_rank", "target_probability", "entropy"),
+        labels=("site", "id", "text"),
+        position="position",
+    ),
+}
+"""The rows of every command that can be compared. A column that is not named here is left out of a comparison."""

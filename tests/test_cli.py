@@ -277,7 +277,7 @@ def test_a_model_is_inspected(tmp_path: Path) -> None:
     assert len(pd.read_parquet(tmp_path / "models.parquet")) == len(pd.read_csv(tmp_path / "models.csv"))
 
 
-@pytest.mark.parametrize("command", ["predict", "flow", "lens", "models", "serve"])
+@pytest.mark.parametrize("command", ["predict", "flow", "lens", "compare", "models", "serve"])
 def test_every_command_explains_itself(command: str, repository: Path) -> None:
     outcome = invoke(command, "--help")
     assert (outcome.status, outcome.err) == (0, "")
@@ -290,7 +290,7 @@ def test_every_command_explains_itself(command: str, repository: Path) -> None:
 def test_the_program_explains_itself() -> None:
     outcome = invoke("--help")
     assert outcome.status == 0
-    assert all(command in outcome.out for command in ("predict", "flow", "lens", "models", "serve"))
+    assert all(command in outcome.out for command in ("predict", "flow", "lens", "compare", "models", "serve"))
 
 
 # What goes wrong on the way

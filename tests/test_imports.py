@@ -20,6 +20,7 @@ LIGHT_MODULES = (
     "factscope.tokens",
     "factscope.datasets",
     "factscope.settings",
+    "factscope.comparison",
     "factscope.charts",
 )
 
