@@ -285,11 +285,12 @@ class Executor:
                 if not shown.watchers:
                     self._tell_to_stop(shown)
 
-    def release_all(self, visitor: str) -> None:
-        """Empty all slots of a visitor: he asks something else now."""
+    def release_all(self, visitor: str, *, but: Callable[[str], bool] = lambda slot: False) -> None:
+        """Empty all slots of a visitor, those that ``but`` spares left out: he asks something else now."""
         with self._lock:
             for slot in list(self._slots.get(visitor, {})):
-                self.release(visitor, slot)
+                if not but(slot):
+                    self.release(visitor, slot)
 
     def leave(self, visitor: str) -> None:
         """A visitor's session ended: empty his slots unless he comes back within the grace time. Returns at once."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import messages, model_drawer, parts, picker, runs, state
+from dashboard import compare, messages, model_drawer, parts, picker, runs, state
 from dashboard.link import MAX_NAME, MAX_PROMPT
 from factscope.queries import Query
 
@@ -39,6 +39,7 @@ def show() -> runs.Reading:
             if random
             else "No edit is applied: the weights are as they were loaded.",
         )
+        compare.button()
         picker.show()
         _options()
         model_drawer.show()

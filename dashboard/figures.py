@@ -50,12 +50,9 @@ def answer_over_layers(lens: Any, quantity: Any) -> Figure:
     """Rank or probability of the answer over layers, at the subject's last token and at the read-out."""
     values = lens.target_rank.astype(float) if quantity == "rank" else lens.target_probability
     values = np.where(np.isnan(lens.entropy), np.nan, values)
-    places = {"last (read-out)": lens.query.last}
-    if lens.query.subject is not None:
-        places = {"subject-last": lens.query.subject[1] - 1, **places}
     rows = [
         (layer, name, values[i, lens.positions.index(position)])
-        for name, position in places.items()
+        for name, position in places(lens).items()
         for i, layer in enumerate(lens.layers)
     ]
     table = pd.DataFrame(rows, columns=["layer", "series", "value"])
@@ -67,6 +64,19 @@ def answer_over_layers(lens: Any, quantity: Any) -> Figure:
         cursor_layer=_cursor_layer(),
         caption=caption(lens, f"logit lens, {lens.spec.projection}, {BLOCK_NOTE}"),
     )
+
+
+def places(result: Any) -> dict[str, int]:
+    """The positions at which the answer is followed through the layers, by name."""
+    found = {"last (read-out)": result.query.last}
+    if result.query.subject is not None:
+        found = {"subject-last": result.query.subject[1] - 1, **found}
+    return found
+
+
+def change_of(answer: str, measure: str) -> str:
+    """What a knockout's number is, in words."""
+    return f"change of p({answer}), percent" if measure == "percent" else f"change of the log-odds of {answer}, nats"
 
 
 def trajectories(lens: Any, position: int, quantity: Any) -> Figure:
@@ -92,8 +102,8 @@ def trajectories(lens: Any, position: int, quantity: Any) -> Figure:
     )
 
 
-def lens_grid(lens: Any, value: Any, transpose: bool) -> Figure:
-    """The grid of tokens by layers."""
+def lens_grid(lens: Any, value: Any, transpose: bool, *, show_tokens: bool | None = None) -> Figure:
+    """The grid of tokens by layers; ``show_tokens`` writes the top token into the cells, None where there is room."""
     values = {
         "top1": lens.top_probability[:, :, 0],
         "answer": lens.target_probability,
@@ -115,6 +125,7 @@ def lens_grid(lens: Any, value: Any, transpose: bool) -> Figure:
         answer=scored(lens, lens=True),
         theme=theme(),
         transpose=transpose,
+        show_tokens=show_tokens,
         cursor=_cursor(lens.query, lens.layers),
         caption=caption(lens, f"logit lens of {lens.spec.site}, {lens.spec.projection}, {BLOCK_NOTE}", *said),
     )
@@ -276,7 +287,8 @@ def _cursor(query: Any, layers: Sequence[int]) -> tuple[int, int] | None:
 
 def cursor_in(query: Any, layers: Sequence[int]) -> Cursor | None:
     """The cursor, if its cell exists in a grid of this prompt and these layers."""
-    cursor = state.view().cursor
+    view = state.view()
+    cursor = view.cursor if query.query.prompt == view.fact.prompt else None  # A may be of another prompt
     inside = cursor is not None and cursor.position < len(query.ids) and cursor.layer in layers
     return cursor if inside else None
 

@@ -29,11 +29,15 @@ Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 HOME = Query(prompt="The Eiffel Tower is located in the city of", subject="Eiffel Tower", answer="Paris")
 MAX_PROMPT = 2000
 MAX_NAME = 200
-MAX_ADDRESS = 8000
+MAX_ADDRESS = 16_000
 MAX_EDGES = 8
 MAX_PINNED = 4
 MAX_SAMPLES = 100
 MAX_SEEDS = 10
+DRAWN: Mapping[str, bool] = {"drawn": True}
+"""Metadata of a parameter that only says how a result is drawn: A and B share it, and do not differ in it."""
+OF_A = "a."
+"""What the names of A's parameters begin with in an address."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class FlowChoice:
 
     sources: tuple[str, ...] = ("subject", "relation", "last")
     window: int | None = None
-    measure: Measure = "percent"
+    measure: Measure = field(default="percent", metadata=DRAWN)
     control: int = 5
     seed: int = 1
     edges: tuple[str, ...] = ()
@@ -72,9 +76,9 @@ class LensChoice:
 
     site: Site = "block"
     projection: Projection = "normed"
-    value: CellValue = "top1"
-    transpose: bool = False
-    pinned: tuple[int, ...] = ()
+    value: CellValue = field(default="top1", metadata=DRAWN)
+    transpose: bool = field(default=False, metadata=DRAWN)
+    pinned: tuple[int, ...] = field(default=(), metadata=DRAWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,10 @@ class TraceChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Everything that a link restores, but for the page, which is the path."""
+    """Everything that a link restores, but for the page, which is the path.
+
+    ``a`` is what was pinned to be compared with: a view of its own, without a cursor.
+    """
 
     fact: Query = HOME
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -109,6 +116,7 @@ class View:
     flow: FlowChoice = field(default_factory=FlowChoice)
     lens: LensChoice = field(default_factory=LensChoice)
     trace: TraceChoice = field(default_factory=TraceChoice)
+    a: View | None = None
 
 
 Params = dict[str, list[str]]
@@ -147,7 +155,10 @@ def to_params(view: View) -> Params:
         params["edge"] = list(flow.edges)
     if lens.pinned:
         params["pin"] = [str(token) for token in lens.pinned]
-    return params | _trace_params(view.trace)
+    params |= _trace_params(view.trace)
+    if view.a is not None:
+        params |= {"a": ["1"], **{f"{OF_A}{name}": values for name, values in to_params(view.a).items()}}
+    return params
 
 
 def _trace_params(trace: TraceChoice) -> dict[str, list[str]]:
@@ -177,8 +188,18 @@ def parse(params: Mapping[str, Sequence[str]]) -> tuple[View, list[LinkError]]:
     if sum(len(name) + sum(map(len, values)) for name, values in params.items()) > MAX_ADDRESS:
         return View(), [LinkError(f"the page address is longer than {MAX_ADDRESS:,} characters", "open a shorter link")]
     reader = _Reader(params)
+    view = _view(reader)
+    if reader.number("a", 0, 1, 0) == 1:
+        of_a = _Reader(params, OF_A)
+        view = replace(view, a=replace(_view(of_a), cursor=None))
+        reader.errors += of_a.errors
+    return view, reader.errors
+
+
+def _view(reader: _Reader) -> View:
+    """What one side of an address says."""
     flow, lens = FlowChoice(), LensChoice()
-    view = View(
+    return View(
         fact=_fact(reader),
         model=ModelChoice(
             name=reader.text("model", 1024) or "bundled",
@@ -204,7 +225,6 @@ def parse(params: Mapping[str, Sequence[str]]) -> tuple[View, list[LinkError]]:
         ),
         trace=_trace(reader),
     )
-    return view, reader.errors
 
 
 def _trace(reader: _Reader) -> TraceChoice:
@@ -251,15 +271,15 @@ def _fact(reader: _Reader) -> Query:
 
 
 class _Reader:
-    """Reads single values, and collects what cannot be used."""
+    """Reads single values, and collects what cannot be used. All names begin with a prefix."""
 
-    def __init__(self, params: Mapping[str, Sequence[str]]) -> None:
-        self._params = params
+    def __init__(self, params: Mapping[str, Sequence[str]], prefix: str = "") -> None:
+        self._params, self._prefix = params, prefix
         self.errors: list[LinkError] = []
 
     def refuse(self, name: str, value: str, why: str, instead: str) -> None:
         shown = repr(value if len(value) <= 60 else value[:57] + "...")
-        self.errors.append(LinkError(f"the address says {name}={shown}, {why}", instead))
+        self.errors.append(LinkError(f"the address says {self._prefix}{name}={shown}, {why}", instead))
 
     def text(self, name: str, longest: int) -> str | None:
         found = self.texts(name, 1, longest)
@@ -267,7 +287,7 @@ class _Reader:
 
     def texts(self, name: str, most: int, longest: int) -> tuple[str, ...]:
         kept = []
-        for value in list(self._params.get(name, ()))[-most:]:
+        for value in list(self._params.get(f"{self._prefix}{name}", ()))[-most:]:
             if len(value) > longest:
                 self.refuse(name, value, f"which has {len(value):,} characters", f"use at most {longest:,}")
             elif any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\r" for c in value):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import fact_line, messages, runs, state
+from dashboard import compare, fact_line, messages, runs, state
 
 _HERE = Path(__file__).parent
 
@@ -31,5 +31,7 @@ page = st.navigation(
 runs.begin()
 with messages.caught():
     fact_line.show()
+with messages.caught():
+    compare.banner()
 page.run()
 state.write_link()

@@ -31,6 +31,19 @@ def use_bundled() -> None:
     _change_to(ModelChoice())
 
 
+def may_be_random() -> bool:
+    """Whether this server lets a visitor ask a model with random weights."""
+    from factscope.settings import get_settings
+
+    return get_settings().models_allowed is None
+
+
+def use_random() -> None:
+    """The null control of the model in use: its shape with random weights."""
+    choice = state.view().model
+    _change_to(replace(choice, name=f"random:{choice.name.removeprefix('random:')}"))
+
+
 def show() -> None:
     """The drawer, behind its button."""
     drawer = st.popover("Model", icon=":material/deployed_code:", key=_DRAWER, on_change="rerun")
@@ -113,6 +126,9 @@ def _use(choice: ModelChoice) -> None:
 def _change_to(choice: ModelChoice) -> None:
     """Ask another model, without what only the last one's tokens and layers gave a meaning to."""
     view = state.view()
+    if choice.name.removeprefix("random:") == view.model.name.removeprefix("random:"):
+        state.change(model=choice)  # the same tokens and layers
+        return
     state.change(
         model=choice,
         cursor=None,

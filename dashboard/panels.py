@@ -14,13 +14,14 @@ import streamlit as st
 
 from dashboard import figures, help, messages, parts, requests, runs, state
 from dashboard.executor import Snapshot
+from dashboard.link import ModelChoice
 from dashboard.runs import Kind
 from factscope.charts import Figure
 from factscope.queries import Query
 
 EDGE_BUILDER = "edge-builder"
 _POINTS = 4000
-_NARROW = 75
+_NARROW, _SLIM = 75, 50
 _ROW, _FITTED = 19, 24
 
 
@@ -54,15 +55,28 @@ def _slug(text: str) -> str:
     return re.sub("[^a-z]+", "-", text.lower())
 
 
-def run(line: Any, slot: str, kind: Kind, query: Query, spec: Any, passes: int, prediction: Any) -> Snapshot | None:
+def run(
+    line: Any,
+    slot: str,
+    kind: Kind,
+    query: Query,
+    spec: Any,
+    passes: int,
+    prediction: Any,
+    *,
+    model: ModelChoice | None = None,
+) -> Snapshot | None:
     """A run and its bar in a heading's line: cost before the click, progress with Cancel, what was kept.
+
+    Args:
+        model: another than the session's.
 
     Returns:
         What there is of the run; None while it waits for the click.
     """
-    key = runs.key_of(kind, query, spec)
-    cost = runs.cost(kind, prediction, passes)
-    if cost.asks and not runs.was_started(key) and runs.peek(slot, kind, query, spec) is None:
+    key = runs.key_of(kind, query, spec, model=model)
+    cost = runs.cost(kind, prediction, passes, model=model)
+    if cost.asks and not runs.was_started(key) and runs.peek(slot, kind, query, spec, model=model) is None:
         runs.release(slot)
         with line:
             st.button(
@@ -70,7 +84,7 @@ def run(line: Any, slot: str, kind: Kind, query: Query, spec: Any, passes: int, 
             )
             st.caption(cost.words(), width="content")
         return None
-    found = runs.request(slot, kind, query, spec)
+    found = runs.request(slot, kind, query, spec, model=model)
     with line:
         _bar(slot, found)
     if found.state == "failed" and found.error is not None:
@@ -147,6 +161,13 @@ def _wrap_legends(spec: dict[str, Any], width: int) -> None:
             given = legend["title"] if isinstance(legend["title"], list) else [legend["title"]]
             legend["title"] = [part for line in given for part in textwrap.wrap(line, width)]
             legend["titleFontSize"] = 11
+            if width <= _SLIM and "gradientLength" in legend:
+                ends = legend["values"]
+                legend |= {
+                    "gradientLength": 220,
+                    "labelFontSize": 10,
+                    "values": [ends[0], ends[len(ends) // 2], ends[-1]],
+                }
         elif legend and width < _NARROW:
             legend["columns"] = 2
 
@@ -221,10 +242,10 @@ def _downloads(shown: Figure, name: str) -> None:
             )
 
 
-def python_lines(query: Query, spec: Any, function: str, *, draw: str = "") -> str:
+def python_lines(query: Query, spec: Any, function: str, *, draw: str = "", model: ModelChoice | None = None) -> str:
     """The same computation with the public interface."""
     spec_name = type(spec).__name__
-    choice = state.view().model
+    choice = model or state.view().model
     options = [repr(choice.name)]
     options += [f"revision={choice.revision!r}"] if choice.revision else []
     options += [f"dtype={choice.dtype!r}"] if choice.dtype != "float32" else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -64,6 +65,27 @@ def paraphrases(fact: Query) -> tuple[str, ...]:
             if known.subject == fact.subject and fact.prompt in known.paraphrases:
                 return tuple(p for p in (known.prompt, *known.paraphrases) if p != fact.prompt)
     return ()
+
+
+def other_subject(fact: Query) -> Query | None:
+    """The same sentence about another subject with another answer: the null of a fact that the dataset holds.
+
+    The next one of the relation in the dataset's order, so that everybody who asks has the same.
+    """
+    if fact.subject is None or fact.answer is None:
+        return None
+    for facts in _bundled().values():
+        at = next(
+            (i for i, known in enumerate(facts) if (known.subject, known.answer) == (fact.subject, fact.answer)), None
+        )
+        if at is None or fact.prompt not in (facts[at].prompt, *facts[at].paraphrases):
+            continue
+        others = [*facts[at + 1 :], *facts[:at]]
+        found = next((other for other in others if other.answer != fact.answer), None)
+        if found is not None:
+            prompt = fact.prompt.replace(fact.subject, found.subject, 1)
+            return replace(fact, prompt=prompt, subject=found.subject, answer=found.answer, span=None, occurrence=None)
+    return None
 
 
 def show() -> None:

@@ -20,7 +20,7 @@ import streamlit as st
 
 from dashboard import messages, parts, state
 from dashboard.executor import Executor, Snapshot, Work
-from dashboard.link import ModelChoice
+from dashboard.link import ModelChoice, View
 from factscope import __version__
 from factscope.errors import InputError, SubjectError
 from factscope.queries import Query
@@ -28,6 +28,8 @@ from factscope.queries import Query
 Kind = Literal["prediction", "attention_knockout", "logit_lens", "causal_tracing"]
 SPREAD = "spread"
 """The choice of device that lets accelerate spread a model over devices and disk."""
+OF_A = "-a"
+"""How the slots of A's runs end, while something is compared with A."""
 ASK_ABOVE_SECONDS = 20.0
 POLL_SECONDS = 0.6
 _PATIENCE_READING = 0.8  # the same for the answer itself, which everything else waits for
@@ -96,10 +98,17 @@ def use(choice: ModelChoice, tell: Callable[[str], None] = lambda stage: None) -
 
 
 def begin() -> None:
-    """Start of a run of the script: patience is fresh, nothing is watched yet; runs for another question stop now."""
-    asked = state.view().fact, state.view().model
-    if st.session_state.get(_ASKED, asked) != asked:
-        executor().release_all(_visitor().id)
+    """Start of a run of the script: patience is fresh, nothing is watched yet; runs for another question stop now.
+
+    A's runs stop when another A is pinned, B's when another B is asked.
+    """
+    view = state.view()
+    asked = view.fact, view.model, view.a
+    before = st.session_state.get(_ASKED, asked)
+    if before[:2] != asked[:2]:
+        executor().release_all(_visitor().id, but=lambda slot: slot.endswith(OF_A))
+    if before[2] != asked[2]:
+        executor().release_all(_visitor().id, but=lambda slot: not slot.endswith(OF_A))
     st.session_state[_ASKED] = asked
     st.session_state[_WATCHED] = {}
     st.session_state[_SPENT] = 0.0
@@ -166,12 +175,13 @@ def capabilities(choice: ModelChoice) -> dict[str, Any] | None:
     return None if handle is None else inspect(handle)
 
 
-def peek(slot: str, kind: Kind, query: Query, spec: Any) -> Any | None:
+def peek(slot: str, kind: Kind, query: Query, spec: Any, *, model: ModelChoice | None = None) -> Any | None:
     """A stored or kept result, or what the slot shows of this request; None where it would have to be started."""
-    stored = _stored(kind, query, spec, state.view().model)
+    choice = model or state.view().model
+    stored = _stored(kind, query, spec, choice)
     if stored is not None:
         return stored
-    key = _key(kind, query, spec, state.view().model)
+    key = _key(kind, query, spec, choice)
     shown = executor().look(_visitor().id, slot)
     return shown if shown is not None and shown.key == key else executor().kept(key)
 
@@ -206,14 +216,26 @@ class Reading:
 
 def reading() -> Reading:
     """What the model predicts for the session's fact; with a subject that cannot be used, for the prompt alone."""
+    return _reading(state.view(), "")
+
+
+def reading_of_a() -> Reading | None:
+    """The same for what is pinned as A; None where nothing is."""
+    pinned = state.view().a
+    return None if pinned is None else _reading(pinned, OF_A)
+
+
+def _reading(view: View, side: str) -> Reading:
     from dashboard import requests
 
-    fact = state.view().fact
-    found = request("reading", "prediction", fact, requests.prediction())
+    fact, choice = view.fact, view.model
+    found = request(f"reading{side}", "prediction", fact, requests.prediction(), model=choice)
     if isinstance(found.error, SubjectError) or (fact.span is not None and isinstance(found.error, InputError)):
         bare = replace(fact, subject=None, span=None, occurrence=None)
-        return Reading(request("reading-bare", "prediction", bare, requests.prediction()), found.error)
-    release("reading-bare")
+        return Reading(
+            request(f"reading-bare{side}", "prediction", bare, requests.prediction(), model=choice), found.error
+        )
+    release(f"reading-bare{side}")
     return Reading(found)
 
 
@@ -234,12 +256,11 @@ class Cost:
         return f"{self.passes:,} {'run' if self.passes == 1 else 'runs'}, {duration(self.seconds)}"
 
 
-def cost(kind: Kind, prediction: Any, passes: int) -> Cost:
+def cost(kind: Kind, prediction: Any, passes: int, *, model: ModelChoice | None = None) -> Cost:
     """The cost of so many interventions, from what earlier ones took on this model, or the prediction's forwards."""
-    model = prediction.model.key
-    per_pass = _speeds().get((kind, model))
+    per_pass = _speeds().get((kind, prediction.model.key))
     if per_pass is None:
-        found = capabilities(state.view().model)
+        found = capabilities(model or state.view().model)
         fast = found is None or any(row["capability"] == "packed" and row["supported"] for row in found["rows"])
         per_pass = (_SHARE if fast else _SHARE_ALONE)[kind] * prediction.seconds / max(1, prediction.passes)
     return Cost(passes=passes, seconds=passes * per_pass)
@@ -270,9 +291,9 @@ def start(key: str) -> None:
     st.session_state.setdefault(_STARTED, set()).add(key)
 
 
-def key_of(kind: Kind, query: Query, spec: Any) -> str:
-    """The key under which a request runs for the session's model."""
-    return _key(kind, query, spec, state.view().model)
+def key_of(kind: Kind, query: Query, spec: Any, *, model: ModelChoice | None = None) -> str:
+    """The key under which a request runs for a model, the session's by default."""
+    return _key(kind, query, spec, model or state.view().model)
 
 
 def drawn(marks: int) -> None:

@@ -59,6 +59,24 @@ def point_at(position: int, layer: int) -> None:
     change(cursor=Cursor(position=position, layer=layer))
 
 
+def pin() -> None:
+    """Keep what is asked now as A: fact, model and parameters. What is asked from now on is B."""
+    change(a=replace(view(), cursor=None, a=None))
+
+
+def unpin() -> None:
+    """Compare with nothing any more."""
+    change(a=None)
+
+
+def back_to_a() -> None:
+    """Ask what A asks, and go on comparing."""
+    pinned = view().a
+    if pinned is not None:
+        same = pinned.fact.prompt == view().fact.prompt
+        st.session_state[_VIEW] = replace(pinned, cursor=view().cursor if same else None, a=pinned)
+
+
 def seed(key: str, value: Any) -> str:
     """Make the widget of a key, if it stands on the page already, show a value; gives the key back.
 

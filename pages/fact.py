@@ -8,13 +8,17 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import figures, help, messages, panels, parts, picker, requests, runs, state
+from dashboard import compare, figures, help, messages, panels, parts, picker, requests, runs, state
+from factscope.charts import Figure
 from factscope.queries import Query
 
 
 def draw() -> None:
     prediction = panels.prediction()
     if prediction is None:
+        return
+    if compare.show((TOP, LAYERS), prediction):
+        _choose_quantity()
         return
     first, second, third = st.columns([0.27, 0.34, 0.39], gap="medium")
     with first, messages.caught():
@@ -39,15 +43,8 @@ def _over_layers(prediction: Any) -> None:
     found = panels.run(line, "lens-block", "logit_lens", query, spec, requests.lens_passes(prediction), prediction)
     if found is None or found.value is None:
         return
-    quantity = st.segmented_control(
-        "Quantity",
-        ["probability", "rank"],
-        default="probability",
-        key="fact-quantity",
-        label_visibility="collapsed",
-        persist_state="session",
-    )
-    shown = figures.answer_over_layers(found.value, quantity or "probability")
+    _choose_quantity()
+    shown = figures.answer_over_layers(found.value, _quantity())
     panels.figure(shown, name="layers", found=found, code=panels.python_lines(query, spec, "logit_lens"), height=196)
 
 
@@ -128,5 +125,62 @@ def _examples() -> None:
 def _try(query: Query) -> None:
     state.ask(replace(query, bos=state.view().fact.bos))
 
+
+def _choose_quantity() -> None:
+    st.segmented_control(
+        "Quantity",
+        ["probability", "rank"],
+        default="probability",
+        key="fact-quantity",
+        label_visibility="collapsed",
+        persist_state="session",
+    )
+
+
+def _quantity() -> str:
+    return str(st.session_state.get("fact-quantity") or "probability")
+
+
+def _over_layers_difference(both: compare.Both) -> Figure:
+    """The answer at the subject's last token and at the read-out, for the pairs of tokens that are these in A and B."""
+    quantity = _quantity()
+    places = figures.places(both.b)
+    names = {i: name for name, at in places.items() for i, pair in enumerate(both.pairs) if pair.b == at}
+    shown = zip(both.table["position"], both.table["rank"], strict=True)
+    series = [names.get(position) if rank == 1 else None for position, rank in shown]
+    column = "target_rank" if quantity == "rank" else "target_probability"
+    what = f"rank of {both.answer}" if quantity == "rank" else f"p({both.answer})"
+    return both.curves(column, series, quantity=quantity, what=what)
+
+
+TOP = compare.Panel(
+    name="top",
+    heading="What comes next",
+    method="prediction",
+    slot="fact-top",
+    kind="prediction",
+    command="predict",
+    function="predict",
+    spec=lambda view, found: requests.prediction(),
+    passes=lambda view, found: found.passes,
+    draw=lambda result, view: figures.top_tokens(result),
+    difference=lambda both, view: both.bars("probability", "text", what="probability"),
+    row_height=20,
+    point=False,
+)
+LAYERS = compare.Panel(
+    name="layers",
+    heading="When the answer comes up",
+    method="layers",
+    slot="fact-layers",
+    kind="logit_lens",
+    command="lens",
+    function="logit_lens",
+    spec=lambda view, found: requests.lens(),
+    passes=lambda view, found: requests.lens_passes(found),
+    draw=lambda result, view: figures.answer_over_layers(result, _quantity()),
+    difference=lambda both, view: _over_layers_difference(both),
+    height=180,
+)
 
 runs.live(draw)

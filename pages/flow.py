@@ -6,10 +6,11 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import figures, messages, panels, parts, requests, runs, state
+from dashboard import compare, figures, messages, panels, parts, requests, runs, state
 from dashboard.link import MAX_EDGES
 
 MEASURES = {"percent": "% of p", "log_odds": "log-odds"}
+COLUMN = {"percent": "relative_change_percent", "log_odds": "log_odds_change"}
 SETS = ["subject", "relation", "last", "subject-first", "subject-last", "special"]
 
 
@@ -19,6 +20,8 @@ def draw() -> None:
         return
     query, choice = prediction.query.query, state.view().flow
     _controls(prediction)
+    if compare.show((MAP, CURVE), prediction):
+        return
     grid = None
     left, middle, right = st.columns([0.42, 0.36, 0.22], gap="medium")
     with left, messages.caught():
@@ -151,5 +154,46 @@ def _read_edges() -> None:
     lines = [line.strip() for line in str(st.session_state["flow-edges"]).splitlines()]
     state.choose("flow", edges=tuple(line for line in lines if line)[:MAX_EDGES])
 
+
+MAP = compare.Panel(
+    name="map",
+    heading="One token at a time",
+    method="knockout",
+    slot="flow-map",
+    kind="attention_knockout",
+    command="flow",
+    function="attention_knockout",
+    spec=lambda view, found: requests.knockout_map(view.flow),
+    passes=lambda view, found: requests.map_passes(found),
+    draw=lambda result, view: figures.knockout_map(result, view.flow.measure),
+    difference=lambda both, view: both.map(
+        COLUMN[view.flow.measure],
+        "source",
+        quantity=view.flow.measure,
+        what=figures.change_of(both.answer, view.flow.measure),
+        axis_title="layer (centre of the blocked window)",
+    ),
+    row_height=15,
+)
+CURVE = compare.Panel(
+    name="curve",
+    heading="Whole sets of tokens",
+    method="knockout",
+    slot="flow-curve",
+    kind="attention_knockout",
+    command="flow",
+    function="attention_knockout",
+    spec=lambda view, found: requests.curve(requests.without_subject(view.flow, found)),
+    passes=lambda view, found: requests.curve_passes(found, requests.without_subject(view.flow, found)),
+    draw=lambda result, view: figures.knockout_curve(result, view.flow.measure),
+    difference=lambda both, view: both.curves(
+        COLUMN[view.flow.measure],
+        both.table["source"],
+        quantity=view.flow.measure,
+        what=figures.change_of(both.answer, view.flow.measure),
+        x_title="layer (centre of the blocked window)",
+    ),
+    height=200,
+)
 
 runs.live(draw)

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import figures, messages, panels, requests, runs, state
+from dashboard import compare, figures, messages, panels, requests, runs, state
 from dashboard.link import MAX_PINNED
 
 SITES = {"block": "block", "mlp": "MLP update", "attention": "attention update"}
@@ -19,6 +19,8 @@ def draw() -> None:
         return
     query, choice = prediction.query.query, state.view().lens
     _controls(choice)
+    if compare.show((GRID,), prediction):
+        return
     left, right = st.columns([0.77, 0.23], gap="medium")
     spec, found, lens = requests.lens(choice), None, None
     with left, messages.caught():
@@ -111,5 +113,27 @@ def _trajectories(lens: Any, found: Any, code: str) -> None:
     shown = figures.trajectories(lens, position, quantity or "probability")
     panels.figure(shown, name="trajectories", found=found, code=code, height=220)
 
+
+COLUMN = {"top1": "probability", "answer": "target_probability", "rank": "target_rank", "entropy": "entropy"}
+QUANTITY = {"top1": "probability", "answer": "probability", "rank": "rank", "entropy": "entropy"}
+GRID = compare.Panel(
+    name="lens",
+    heading="What each state would say",
+    method="lens",
+    slot="lens-page",
+    kind="logit_lens",
+    command="lens",
+    function="logit_lens",
+    spec=lambda view, found: requests.lens(view.lens),
+    passes=lambda view, found: requests.lens_passes(found),
+    draw=lambda result, view: figures.lens_grid(result, view.lens.value, view.lens.transpose, show_tokens=False),
+    difference=lambda both, view: both.map(
+        COLUMN[view.lens.value],
+        "position",
+        quantity=QUANTITY[view.lens.value],
+        what=VALUES[view.lens.value].replace("answer", both.answer),
+    ),
+    row_height=20,
+)
 
 runs.live(draw)

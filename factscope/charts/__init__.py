@@ -12,6 +12,7 @@ an unchanged spec::
 from factscope.charts import export
 from factscope.charts.bars import top_tokens
 from factscope.charts.curves import control_band, knockout_curve, layer_curves, token_trajectories, trace_roles
+from factscope.charts.differences import difference_bars, difference_curves, difference_map, lock
 from factscope.charts.figure import Figure
 from factscope.charts.heatmaps import knockout_map, lens_grid, trace_map
 from factscope.charts.text import TokenRow, token_rows
@@ -20,11 +21,15 @@ __all__ = [
     "Figure",
     "TokenRow",
     "control_band",
+    "difference_bars",
+    "difference_curves",
+    "difference_map",
     "export",
     "knockout_curve",
     "knockout_map",
     "layer_curves",
     "lens_grid",
+    "lock",
     "token_rows",
     "token_trajectories",
     "top_tokens",

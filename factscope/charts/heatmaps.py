@@ -408,6 +408,7 @@ def _data(
             "token": np.repeat(np.array([token.display for token in tokens], dtype=object), m),
             "id": np.repeat([token.id for token in tokens], m),
             "role": np.repeat(np.array([token.role for token in tokens], dtype=object), m),
+            "place": np.repeat(np.array([token.place or str(token.position) for token in tokens], dtype=object), m),
             "empty": empty.ravel(),
             "cursor": False,
             "first": np.tile(np.arange(m) == 0, n),
@@ -424,7 +425,7 @@ def _data(
     return data
 
 
-DRAWING_COLUMNS = ("empty", "cursor", "first", "pale", "x0", "x1", "row", "about", "shown", "beside")
+DRAWING_COLUMNS = ("empty", "cursor", "first", "pale", "x0", "x1", "row", "about", "shown", "beside", "place")
 """Columns that only draw: left out of a table download."""
 
 
@@ -648,7 +649,7 @@ def _positions(shape: GridShape, look: Theme, step: int) -> dict[str, Any]:
         "encoding": {
             **place,
             **_rows(shape),
-            "text": {"field": "position", "type": "quantitative"},
+            "text": {"field": "place", "type": "nominal"},
             "color": {"value": look.faint},
         },
     }

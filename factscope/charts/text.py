@@ -20,6 +20,7 @@ class TokenRow:
         position: where the token stands in the prompt, from 0: the key of the row.
         id: in the vocabulary. text: exact. display: with visible spaces.
         role: "special", "subject", "relation" or "last".
+        place: what is written for the position; empty writes its number.
     """
 
     position: int
@@ -27,6 +28,7 @@ class TokenRow:
     text: str
     display: str
     role: str
+    place: str = ""
 
 
 def token_rows(tokens: Iterable[Any]) -> tuple[TokenRow, ...]:

@@ -1,0 +1,119 @@
+"""B - A as figures: symmetric, zero is the background, both sides in the tooltip; two figures locked to one scale."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_charts import HOSTILE, tokens
+
+from factscope import charts
+from factscope.charts import TokenRow, export
+from factscope.charts.differences import difference
+from factscope.charts.theme import THEMES
+from factscope.errors import SpecError
+
+QUANTITIES = ("percent", "log_odds", "probability", "rank", "entropy")
+LAYERS = (-1, 0, 1, 2)
+
+
+def grids(quantity: str) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(3)
+    a, b = (1 + random.integers(0, 900, (12, 4)) if quantity == "rank" else random.random((12, 4)) for _ in "ab")
+    return np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+
+
+def test_a_better_rank_in_b_is_positive_in_powers_of_ten() -> None:
+    assert difference([100.0, 1.0, 0.0], [1.0, 10.0, 5.0], "rank").tolist()[:2] == [2.0, -1.0]
+    assert np.isnan(difference([0.0], [5.0], "rank"))[0]
+    assert difference([0.25], [0.75], "probability").tolist() == [0.5]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_a_map_is_symmetric_with_the_background_at_zero(quantity: str, theme: str) -> None:
+    a, b = grids(quantity)
+    a[3, 2] = np.nan
+    shown = charts.difference_map(tokens(), LAYERS, a, b, quantity=quantity, what="p(Paris)", theme=theme)  # type: ignore[arg-type]
+    scale = shown.spec["layer"][0]["encoding"]["color"]["scale"]
+    low, high = scale["domain"]
+    assert low == -high
+    assert scale["range"][len(scale["range"]) // 2] == THEMES[theme].background
+    drawn = shown.data.set_index(["position", "layer"])
+    assert drawn.loc[(3, 1), "empty"] and drawn.loc[(3, 1), "shown"] == "not in both yet"
+    assert drawn.loc[(0, 0), "value"] == pytest.approx(difference(a, b, quantity)[0, 1])  # type: ignore[arg-type]
+    assert " in A, " in drawn.loc[(0, 0), "shown"] and " in B" in drawn.loc[(0, 0), "shown"]
+    assert export.svg(shown).startswith(b"<svg")
+
+
+def test_the_sentence_names_the_largest_difference_or_none() -> None:
+    a = np.zeros((12, 4))
+    b = a.copy()
+    assert charts.difference_map(tokens(), LAYERS, a, b, quantity="probability", what="p").sentence == (
+        "A and B do not differ."
+    )
+    b[2, 3] = 0.5
+    said = charts.difference_map(tokens(), LAYERS, a, b, quantity="probability", what="p").sentence
+    assert "·E (position 2), layer 2: +0.500 (0.00 in A, 0.50 in B)" in said
+
+
+def test_rows_are_written_with_both_tokens_and_both_positions() -> None:
+    row = TokenRow(position=4, id=1, text=" Japan", display="er | ·Japan", role="subject", place="8|4")
+    shown = charts.difference_map([row], (0, 1), [[0, 1]], [[1, 1]], quantity="probability", what="p")
+    assert set(shown.data["place"]) == {"8|4"}
+    assert set(shown.data["position"]) == {4}
+    assert b"8|4" in export.svg(shown)
+
+
+def curve_data() -> pd.DataFrame:
+    rows = [("subject", layer, 0.0, -50.0 if layer == 2 else 1.0) for layer in range(4)]
+    rows += [("relation", layer, 0.0, 2.0) for layer in range(4)]
+    rows += [(f"control-{i}", layer, 0.0, float(v)) for i, v in ((1, -3), (2, 3)) for layer in range(4)]
+    return pd.DataFrame(rows, columns=["series", "layer", "a", "b"])
+
+
+def test_a_curve_inside_the_difference_of_the_controls_is_no_difference() -> None:
+    shown = charts.difference_curves(curve_data(), quantity="percent", what="change of p(Paris), percent")
+    assert "subject most at layer 2: −50.0%" in shown.sentence
+    assert "relation: no more than the random control" in shown.sentence
+    band = shown.data[shown.data["kind"] == "control"]
+    assert band["low"].tolist() == [-3.0] * 4 and band["high"].tolist() == [3.0] * 4
+    assert set(shown.data[shown.data["kind"] == "line"]["series"]) == {"subject", "relation"}
+    assert export.svg(shown).startswith(b"<svg")
+
+
+def test_bars_say_which_token_only_one_side_lists() -> None:
+    words = ["·Paris", *(word for word in HOSTILE if word.isprintable())]
+    data = pd.DataFrame({"token": words, "a": 0.5, "b": [0.75, *[np.nan] * (len(words) - 1)]})
+    shown = charts.difference_bars(data, what="probability")
+    assert shown.data["value"].tolist()[0] == 0.25
+    assert shown.data["shown"].tolist()[1] == "only in A's list: 0.50"
+    assert "·Paris differs most: +0.250" in shown.sentence
+    assert b"alert(1)</script>" not in export.svg(shown)
+
+
+def test_two_figures_are_locked_to_one_scale_and_stay_so_in_the_other_theme() -> None:
+    table = pd.DataFrame({"layer": [0, 1, 2], "series": "x", "value": [1.0, 5.0, 2e6]})
+    a = charts.layer_curves(table.assign(value=2.0), quantity="rank", answer="Paris")
+    b = charts.layer_curves(pd.concat([table, table.assign(layer=[3, 4, 5])]), quantity="rank", answer="Paris")
+    left, right = charts.lock(a, b)
+    assert scales(a.spec) != scales(b.spec)
+    assert scales(left.spec) == scales(right.spec) == {"x": {(-0.3, 5.3)}, "y": {(0.8, 1e7)}}
+    assert scales(left.themed("dark").spec) == scales(left.spec)
+    assert left.themed("dark").spec["config"]["background"] == THEMES["dark"].background
+    assert scales(a.spec)["x"] == {(-0.3, 2.3)}, "locking changed the figure that it was given"
+
+
+def scales(spec: dict) -> dict[str, set[tuple[float, float]]]:
+    found: dict[str, set[tuple[float, float]]] = {}
+    for layer in spec["layer"]:
+        for channel in ("x", "y"):
+            scale = layer["encoding"].get(channel, {}).get("scale")
+            if scale:
+                found.setdefault(channel, set()).add(tuple(scale["domain"]))
+    return found
+
+
+def test_unknown_quantities_are_refused() -> None:
+    with pytest.raises(SpecError, match="percent"):
+        charts.difference_map(tokens(), LAYERS, *grids("percent"), quantity="size", what="p")  # type: ignore[arg-type]
