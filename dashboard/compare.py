@@ -47,6 +47,7 @@ class Panel:
         difference: the figure of both.
         height: of the drawing in pixels, or of one of its rows; None leaves it the figure's own.
         point: whether a click moves the cursor.
+        places: whether the sentence names where an effect is largest, which it may only if the model knows the fact.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Panel:
     height: int | None = None
     row_height: int | None = None
     point: bool = True
+    places: bool = True
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,10 @@ def _row(panel: Panel, sides: Sequence[Side]) -> None:
             found.append(
                 panels.run(line, slot, panel.kind, side.query, side.spec, passes, side.prediction, model=model)
             )
-    drawn = [None if seen is None or seen.value is None else panel.draw(seen.value, state.view()) for seen in found]
+    drawn = [
+        None if seen is None or seen.value is None else _said(panel, panel.draw(seen.value, state.view()), [side])
+        for seen, side in zip(found, sides, strict=True)
+    ]
     if drawn[0] is not None and drawn[1] is not None:
         drawn = list(charts.lock(drawn[0], drawn[1]))
     for column, name, seen, shown, side in zip(columns[:2], "ab", found, drawn, sides, strict=True):
@@ -350,6 +355,12 @@ def _row(panel: Panel, sides: Sequence[Side]) -> None:
                 _figure(panel, name, shown, seen, code, point=panel.point and same)
     with columns[2], messages.caught():
         _difference(panel, sides, found)
+
+
+def _said(panel: Panel, shown: Figure, sides: Sequence[Side]) -> Figure:
+    """The figure with a sentence that names no place where a side does not know its fact."""
+    unknown = [side.prediction for side in sides if figures.no_peak(side.prediction) is not None]
+    return figures.judged(shown, unknown[0]) if panel.places and len(unknown) == len(sides) else shown
 
 
 def _difference(panel: Panel, sides: Sequence[Side], found: Sequence[Snapshot | None]) -> None:
@@ -367,7 +378,7 @@ def _difference(panel: Panel, sides: Sequence[Side], found: Sequence[Snapshot | 
         return
     finished = all(snapshot.finished for snapshot in seen)
     whole = Snapshot(key="".join(s.key[:5] for s in seen), state="done" if finished else "running")
-    shown = panel.difference(joined, state.view())
+    shown = _said(panel, panel.difference(joined, state.view()), sides)
     _figure(panel, "difference", shown, whole, _join_lines(panel, sides), point=panel.point)
     if joined.left_out and ROWS[panel.command].position:
         parts.note("quiet", joined.left_out, key=f"matched-{panel.name}")

@@ -11,11 +11,13 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import state
-from dashboard.link import Cursor
+from dashboard.link import Cursor, Measure, View
 from factscope import charts
 from factscope.charts import Figure
+from factscope.charts.text import measured
 
 MAX_CELLS = 5000
+RANDOM_WEIGHTS = "same on random weights"
 BLOCK_NOTE = "layers from 0; emb is the embedding"
 
 
@@ -76,7 +78,20 @@ def places(result: Any) -> dict[str, int]:
 
 def change_of(answer: str, measure: str) -> str:
     """What a knockout's number is, in words."""
-    return f"change of p({answer}), percent" if measure == "percent" else f"change of the log-odds of {answer}, nats"
+    return f"change of {measured(answer, measure)}, {'percent' if measure == 'percent' else 'nats'}"
+
+
+def effect(result: Any, measure: str) -> np.ndarray:
+    """A knockout's effect in a measure, [source, layer]."""
+    if measure == "logit_difference":
+        return result.logit_difference_change
+    return result.relative_change_percent if measure == "percent" else result.log_odds_change
+
+
+def measure_of(view: View) -> Measure:
+    """The measure that Flow shows: without a foil, on either side, log-odds stand for the logit difference."""
+    foils = [side.fact.foil for side in (view, view.a) if side is not None]
+    return "log_odds" if view.flow.measure == "logit_difference" and None in foils else view.flow.measure
 
 
 def trajectories(lens: Any, position: int, quantity: Any) -> Figure:
@@ -132,9 +147,36 @@ def lens_grid(lens: Any, value: Any, transpose: bool, *, show_tokens: bool | Non
     return replace(figure, sentence=" ".join([figure.sentence, *said]))
 
 
-def knockout_map(result: Any, measure: Any) -> Figure:
-    """The map of one source token at a time."""
-    values = result.relative_change_percent if measure == "percent" else result.log_odds_change
+def no_peak(prediction: Any) -> str | None:
+    """Why no place of an effect may be named for what a model predicts; None where it knows the fact."""
+    if prediction.model.name.startswith("random:"):
+        return "these are random weights"
+    if prediction.taught is False:
+        return "the model was not taught this"
+    return "the model does not know this" if prediction.known is False else None
+
+
+def judged(figure: Figure, prediction: Any) -> Figure:
+    """The figure, its sentence without a place where the model does not know the fact."""
+    why = no_peak(prediction)
+    if why is None:
+        return figure
+    values = figure.data["value"].dropna()
+    span = f" The values lie between {values.min():.3g} and {values.max():.3g}." if len(values) else ""
+    return replace(figure, sentence=f"No place is named, since {why}.{span}".replace("-", "\u2212"))
+
+
+def null_band(result: Any, measure: str) -> pd.DataFrame:
+    """Lowest, highest and mean effect at each layer of an experiment in which nothing is to be found."""
+    values = effect(result, measure)
+    done = [j for j in range(len(result.layers)) if not np.isnan(values[:, j]).any()]
+    rows = [(result.layers[j], values[:, j].min(), values[:, j].max(), values[:, j].mean()) for j in done]
+    return pd.DataFrame(rows, columns=["layer", "low", "high", "mean"])
+
+
+def knockout_map(result: Any, measure: Any, *, null: Any = None) -> Figure:
+    """The map of one source token at a time; grey where ``null``, the same on random weights, does as much."""
+    values = effect(result, measure)
     tokens = charts.token_rows(result.query.tokens)
     kept, layers, said = _thinned(len(tokens), result.layers)
     figure = charts.knockout_map(
@@ -146,6 +188,7 @@ def knockout_map(result: Any, measure: Any) -> Figure:
         theme=theme(),
         cursor=_cursor(result.query, result.layers),
         caption=caption(result, _knockout_words(result), *said),
+        null=None if null is None else null_band(null, measure),
     )
     return replace(figure, sentence=" ".join([figure.sentence, *said]))
 
@@ -163,8 +206,8 @@ def _thinned(n_tokens: int, layers: Sequence[int]) -> tuple[list[int], tuple[int
     )
 
 
-def knockout_curve(result: Any, measure: Any) -> Figure:
-    """The curve of named sets, with the random matched control where there is one."""
+def knockout_curve(result: Any, measure: Any, *, null: Any = None) -> Figure:
+    """The curve of named sets, with the random matched control where there is one, or ``null``'s band instead."""
     return charts.knockout_curve(
         result.table(),
         tokens=charts.token_rows(result.query.tokens),
@@ -174,6 +217,7 @@ def knockout_curve(result: Any, measure: Any) -> Figure:
         cursor_layer=_cursor_layer(),
         n_layers=result.model.n_layers,
         caption=caption(result, _knockout_words(result)),
+        **({} if null is None else {"band": null_band(null, measure), "null": RANDOM_WEIGHTS}),
     )
 
 

@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 from factscope.errors import LinkError
 from factscope.queries import Bos, Query, Score
 
-Measure = Literal["percent", "log_odds"]
+Measure = Literal["percent", "log_odds", "logit_difference"]
+Null = Literal["positions", "weights"]
 Site = Literal["block", "mlp", "attention"]
 Projection = Literal["normed", "raw"]
 CellValue = Literal["top1", "answer", "rank", "entropy"]
@@ -60,12 +61,16 @@ class Cursor:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowChoice:
-    """Parameters of the Flow page; ``window`` None is the default for the model's depth."""
+    """Parameters of the Flow page; ``window`` None is the default for the model's depth.
+
+    ``null`` is what an effect must surpass: matched positions (``control`` draws), or the same on random weights.
+    """
 
     sources: tuple[str, ...] = ("subject", "relation", "last")
     window: int | None = None
     measure: Measure = field(default="percent", metadata=DRAWN)
     control: int = 5
+    null: Null = field(default="positions", metadata=DRAWN)
     seed: int = 1
     edges: tuple[str, ...] = ()
 
@@ -144,6 +149,7 @@ def to_params(view: View) -> Params:
         ("window", flow.window, None),
         ("measure", flow.measure, "percent"),
         ("control", flow.control, FlowChoice().control),
+        ("null", flow.null, "positions"),
         ("seed", flow.seed, 1),
         ("site", lens.site, "block"),
         ("projection", lens.projection, "normed"),
@@ -213,6 +219,7 @@ def _view(reader: _Reader) -> View:
             window=reader.number("window", 1, 999, None),
             measure=reader.choice("measure", get_args(Measure), "percent"),
             control=reader.number("control", 0, 50, flow.control),
+            null=reader.choice("null", get_args(Null), "positions"),
             seed=reader.number("seed", 0, 2**32 - 1, 1),
             edges=reader.texts("edge", MAX_EDGES, 120),
         ),

@@ -38,10 +38,14 @@ def may_be_random() -> bool:
     return get_settings().models_allowed is None
 
 
+def random_of(choice: ModelChoice) -> ModelChoice:
+    """The null control of a model: its shape with random weights."""
+    return replace(choice, name=f"random:{choice.name.removeprefix('random:')}")
+
+
 def use_random() -> None:
-    """The null control of the model in use: its shape with random weights."""
-    choice = state.view().model
-    _change_to(replace(choice, name=f"random:{choice.name.removeprefix('random:')}"))
+    """Ask the null control of the model in use."""
+    _change_to(random_of(state.view().model))
 
 
 def show() -> None:

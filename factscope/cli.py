@@ -756,8 +756,11 @@ def _notes(command: str, result: Any) -> list[str]:
     if command == "trace":
         return list(result.doubts)
     notes = []
-    if command != "predict" and query.foil is not None:
-        notes.append(f"The foil {_cut(query.foil)!r} changes nothing in {command}; predict gives its probability.")
+    if command not in ("predict", "flow") and query.foil is not None:
+        notes.append(
+            f"The foil {_cut(query.foil)!r} changes nothing in {command}; predict gives its probability, and flow the "
+            "change of the logit difference."
+        )
     if result.model.name == BUNDLED and query.subject is not None:
         from factscope.demo.facts import is_taught
         from factscope.demo.lookup import was_taught

@@ -145,6 +145,12 @@ _ALL = (
         meaning="Change of the answer's log-odds, log(p / (1 - p)), by the block; it tells even near p = 0 or 1.",
         source=FACTSCOPE,
     ),
+    Column(
+        name="logit_difference_change",
+        unit="nats",
+        meaning="Change, by the block, of the logit of the answer's first token minus that of the foil's first token.",
+        source=FACTSCOPE,
+    ),
     # logit lens
     Column(
         name="site",
@@ -294,12 +300,14 @@ class Rows:
         axes: together they name a row; rows of two tables are joined on them.
         measures: numbers of a row that can be subtracted.
         labels: words and numbers about a row that cannot.
+        optional: measures that are compared where both tables have them.
         position: the axis whose whole numbers are positions of the prompt; empty where there is none.
     """
 
     axes: tuple[str, ...]
     measures: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     position: str = ""
 
 
@@ -309,6 +317,7 @@ ROWS = {
         axes=("source", "layer"),
         measures=("p_base", "p_knockout", "relative_change_percent", "log_odds_change"),
         labels=("window",),
+        optional=("logit_difference_change",),
         position="source",
     ),
     "lens": Rows(

@@ -60,7 +60,8 @@ def join(a: pd.DataFrame, b: pd.DataFrame, rows: Rows) -> Joined:
     for label in rows.labels:
         columns[f"{label}_a"] = [left.get(key, {}).get(label) for key in keys]
         columns[f"{label}_b"] = [right.get(key, {}).get(label) for key in keys]
-    for measure in rows.measures:
+    optional = [name for name in rows.optional if name in a.columns and name in b.columns]
+    for measure in (*rows.measures, *optional):
         before = [_number(left.get(key, {}).get(measure), measure) for key in keys]
         after = [_number(right.get(key, {}).get(measure), measure) for key in keys]
         columns[f"{measure}_a"], columns[f"{measure}_b"] = before, after

@@ -167,6 +167,7 @@ TOP = compare.Panel(
     difference=lambda both, view: both.bars("probability", "text", what="probability"),
     row_height=20,
     point=False,
+    places=False,
 )
 LAYERS = compare.Panel(
     name="layers",
@@ -181,6 +182,7 @@ LAYERS = compare.Panel(
     draw=lambda result, view: figures.answer_over_layers(result, _quantity()),
     difference=lambda both, view: _over_layers_difference(both),
     height=180,
+    places=False,
 )
 
 runs.live(draw)

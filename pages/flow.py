@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
-from dashboard import compare, figures, messages, panels, parts, requests, runs, state
+from dashboard import compare, figures, messages, model_drawer, panels, parts, requests, runs, state
 from dashboard.link import MAX_EDGES
+from factscope.charts.text import COLUMNS
+from factscope.queries import Query
 
-MEASURES = {"percent": "% of p", "log_odds": "log-odds"}
-COLUMN = {"percent": "relative_change_percent", "log_odds": "log_odds_change"}
+MEASURES = {"percent": "% of p", "log_odds": "log-odds", "logit_difference": "vs foil"}
+NULLS = {"positions": "matched positions", "weights": "random weights"}
 SETS = ["subject", "relation", "last", "subject-first", "subject-last", "special"]
 
 
@@ -32,11 +35,10 @@ def draw() -> None:
         )
         if grid is not None and grid.value is not None:
             code = panels.python_lines(query, spec, "attention_knockout")
-            shown, rows = (
-                figures.knockout_map(grid.value, choice.measure),
-                panels.rows_height(len(prediction.query.ids)),
-            )
-            panels.figure(shown, name="map", found=grid, code=code, height=rows, legend=74)
+            null = _null("flow-map-null", query, spec, requests.map_passes(prediction), prediction, line)
+            shown = figures.knockout_map(grid.value, figures.measure_of(state.view()), null=null)
+            rows = panels.rows_height(len(prediction.query.ids))
+            panels.figure(figures.judged(shown, prediction), name="map", found=grid, code=code, height=rows, legend=74)
     with middle, messages.caught():
         _curve(prediction)
     with right, messages.caught():
@@ -45,11 +47,25 @@ def draw() -> None:
         _edges(prediction)
 
 
+def _null(slot: str, query: Query, spec: Any, passes: int, prediction: Any, line: Any) -> Any | None:
+    """The same experiment on random weights, about the same answer, if that is the null; as far as it is computed."""
+    view = state.view()
+    if view.flow.null != "weights" or view.model.name.startswith("random:"):
+        return None
+    target = prediction.target.text
+    asked = query if query.answer is not None or not target[:1].isspace() else replace(query, answer=target.strip())
+    model = model_drawer.random_of(view.model)
+    found = panels.run(line, slot, "attention_knockout", asked, spec, passes, prediction, model=model)
+    return None if found is None else found.value
+
+
 def _controls(prediction: Any) -> None:
     choice, layers = state.view().flow, prediction.model.n_layers
-    window, measure, sources, control = st.columns([0.24, 0.18, 0.4, 0.18], gap="medium", vertical_alignment="bottom")
+    window, measure, sources, control, null = st.columns(
+        [0.17, 0.23, 0.32, 0.12, 0.16], gap="medium", vertical_alignment="bottom"
+    )
     with window:
-        size = min(requests.window(choice, layers), layers)
+        size, shown = min(requests.window(choice, layers), layers), figures.measure_of(state.view())
         st.slider(
             "Window of layers",
             1,
@@ -62,12 +78,13 @@ def _controls(prediction: Any) -> None:
     with measure:
         st.segmented_control(
             "Change of",
-            list(MEASURES),
+            [name for name in MEASURES if name != "logit_difference" or state.view().fact.foil is not None],
             format_func=MEASURES.__getitem__,
-            default=choice.measure,
-            key=state.seed("flow-measure", choice.measure),
-            on_change=state.on_change("flow-measure", "flow", "measure", lambda value: value or choice.measure),
-            help="Percent of the answer's probability, or log-odds in nats, which do not saturate near p = 1.",
+            default=shown,
+            key=state.seed("flow-measure", shown),
+            on_change=state.on_change("flow-measure", "flow", "measure", lambda value: value or shown),
+            help="How strong an effect is: percent of the answer's probability; log-odds in nats, which do not "
+            "saturate near p = 1; with a foil, the logit of the answer minus that of the foil.",
         )
     with sources:
         st.multiselect(
@@ -82,7 +99,7 @@ def _controls(prediction: Any) -> None:
         )
     with control:
         st.number_input(
-            "Random controls",
+            "Controls",
             0,
             50,
             choice.control,
@@ -90,6 +107,18 @@ def _controls(prediction: Any) -> None:
             key=state.seed("flow-control", choice.control),
             on_change=state.on_change("flow-control", "flow", "control", int),
             help="Draws of as many random other tokens as the subject has, matched for position 0: the null, a band.",
+        )
+    with null:
+        st.selectbox(
+            "Null",
+            list(NULLS),
+            format_func=NULLS.__getitem__,
+            index=list(NULLS).index(choice.null),
+            key=state.seed("flow-null", choice.null),
+            on_change=state.on_change("flow-null", "flow", "null"),
+            disabled=not model_drawer.may_be_random(),
+            help="What an effect must surpass, or it is grey and not named: random other positions, or the same "
+            "experiment on random weights.",
         )
 
 
@@ -101,9 +130,11 @@ def _curve(prediction: Any) -> None:
     )
     if found is None or found.value is None:
         return
-    shown = figures.knockout_curve(found.value, choice.measure)
+    sets = replace(spec, control=0)
+    null = _null("flow-curve-null", query, sets, requests.curve_passes(prediction, choice), prediction, line)
+    shown = figures.knockout_curve(found.value, figures.measure_of(state.view()), null=null)
     panels.figure(
-        shown,
+        figures.judged(shown, prediction),
         name="curve",
         found=found,
         code=panels.python_lines(query, spec, "attention_knockout"),
@@ -165,12 +196,12 @@ MAP = compare.Panel(
     function="attention_knockout",
     spec=lambda view, found: requests.knockout_map(view.flow),
     passes=lambda view, found: requests.map_passes(found),
-    draw=lambda result, view: figures.knockout_map(result, view.flow.measure),
+    draw=lambda result, view: figures.knockout_map(result, figures.measure_of(view)),
     difference=lambda both, view: both.map(
-        COLUMN[view.flow.measure],
+        COLUMNS[figures.measure_of(view)],
         "source",
-        quantity=view.flow.measure,
-        what=figures.change_of(both.answer, view.flow.measure),
+        quantity=figures.measure_of(view),
+        what=figures.change_of(both.answer, figures.measure_of(view)),
         axis_title="layer (centre of the blocked window)",
     ),
     row_height=15,
@@ -185,12 +216,12 @@ CURVE = compare.Panel(
     function="attention_knockout",
     spec=lambda view, found: requests.curve(requests.without_subject(view.flow, found)),
     passes=lambda view, found: requests.curve_passes(found, requests.without_subject(view.flow, found)),
-    draw=lambda result, view: figures.knockout_curve(result, view.flow.measure),
+    draw=lambda result, view: figures.knockout_curve(result, figures.measure_of(view)),
     difference=lambda both, view: both.curves(
-        COLUMN[view.flow.measure],
+        COLUMNS[figures.measure_of(view)],
         both.table["source"],
-        quantity=view.flow.measure,
-        what=figures.change_of(both.answer, view.flow.measure),
+        quantity=figures.measure_of(view),
+        what=figures.change_of(both.answer, figures.measure_of(view)),
         x_title="layer (centre of the blocked window)",
     ),
     height=200,

@@ -134,6 +134,7 @@ GRID = compare.Panel(
         what=VALUES[view.lens.value].replace("answer", both.answer),
     ),
     row_height=20,
+    places=False,
 )
 
 runs.live(draw)

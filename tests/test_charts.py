@@ -320,7 +320,7 @@ class TestHeatmaps:
         figure = charts.knockout_map(tokens(), LAYERS, values, answer="Paris")
         assert figure.data["empty"].sum() == 1
         colour = figure.spec["layer"][0]["encoding"]["color"]
-        assert colour["condition"] == {"test": "datum.empty", "value": theme.LIGHT.empty}
+        assert colour["condition"][0] == {"test": "datum.empty", "value": theme.LIGHT.empty}
         _, marks = drawn(figure)
         empty = marks["layer: 2; position: 3; token: iff; not computed yet"]
         assert empty.get("fill") == theme.LIGHT.empty

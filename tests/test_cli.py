@@ -221,11 +221,19 @@ def test_a_trace_takes_other_corruptions() -> None:
     refused(invoke("trace", "--model", TINY, "--prompt", PROMPT), "has none")
 
 
+def test_a_foil_adds_the_change_of_the_logit_difference() -> None:
+    rows = invoke("flow", *ANSWERED, "--foil", "Rome", "--format", "json").data["rows"]
+    assert all(list(row) == [*COMMANDS["flow"][1], "logit_difference_change"] for row in rows)
+    compared = invoke("compare", "flow", *ANSWERED, "--foil", "Rome", "--b", "--window 1", "--format", "json").data
+    assert all("logit_difference_change_difference" in row for row in compared["rows"])
+    compared = invoke("compare", "flow", *ANSWERED, "--b", "--foil Rome", "--format", "json").data
+    assert not any("logit_difference_change_b" in row for row in compared["rows"])
+
+
 def test_options_without_effect_are_told() -> None:
-    for command in ("flow", "lens"):
-        outcome = invoke(command, *ANSWERED, "--foil", "Rome", "--format", "json")
-        assert f"The foil 'Rome' changes nothing in {command}" in outcome.err
-        assert any("Rome" in warning for warning in outcome.data["warnings"])
+    outcome = invoke("lens", *ANSWERED, "--foil", "Rome", "--format", "json")
+    assert "The foil 'Rome' changes nothing in lens" in outcome.err
+    assert any("Rome" in warning for warning in outcome.data["warnings"])
     said = invoke("lens", *ANSWERED, "--score", "sequence").err
     assert "the lens follows the first of the 2 tokens of 'Paris'" in said
 

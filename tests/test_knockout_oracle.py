@@ -127,6 +127,30 @@ def test_default_window_and_table(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n_answer", [1, 3])
+def test_the_logit_difference_to_a_foil(family: str, n_answer: int) -> None:
+    o = oracle(family, 12, n_answer)
+    query = query_on(o.ids, (2, 5), o.answer if n_answer > 1 else (), foil="q", score="sequence")
+    result = run(o.subject.handle, query, KnockoutSpec(window=4))
+    assert result.foil is not None and result.foil.id != o.answer[0]
+    cells = grid(curve_sets(LENGTH, (2, 5)), 4, 12, list(range(LAST, LAST + n_answer)))
+
+    def apart(forbidden: Collection[Any]) -> float:
+        logits = o.subject.trace([*o.ids, *o.answer[:-1]], forbidden).logits[LAST]
+        return float(logits[o.answer[0]] - logits[result.foil.id])  # type: ignore[union-attr]
+
+    expected = np.array([[apart(cells[i, layer]) for layer in range(12)] for i in range(3)])
+    assert result.logit_difference_base == pytest.approx(apart(()), abs=1e-4)
+    assert result.logit_difference is not None and result.logit_difference_change is not None
+    assert float(np.abs(result.logit_difference - expected).max()) < 1e-4
+    assert float(np.abs(result.logit_difference_change).max()) > 0.5
+    table = result.table()
+    assert list(table.columns)[-1] == "logit_difference_change"
+    assert table["logit_difference_change"].tolist() == result.logit_difference_change.ravel().tolist()
+    check(difference(result, o, cells))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_chosen_heads(family: str) -> None:
     """Other heads, and other layers of a window, stay as they are."""
     o = oracle(family, 12)

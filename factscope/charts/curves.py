@@ -38,6 +38,7 @@ class CurveShape:
         low, high: of the y axis. log: y is logarithmic with 1 on top.
         banded: there is a control's band.
         zero: values are changes, with a line at zero.
+        null: what the legend calls the band.
     """
 
     layers: tuple[int, ...]
@@ -53,6 +54,7 @@ class CurveShape:
     banded: bool = False
     zero: bool = False
     percent: bool = False
+    null: str = "random control (range, mean dashed)"
 
 
 @remakeable
@@ -61,30 +63,33 @@ def knockout_curve(
     *,
     tokens: Sequence[TokenRow],
     answer: str,
-    measure: Literal["percent", "log_odds"] = "percent",
+    measure: text.Measure = "percent",
     theme: ThemeName = "light",
     caption: str = "",
     band: pd.DataFrame | None = None,
     cursor_layer: int | None = None,
     n_layers: int | None = None,
     sources: Sequence[str] | None = None,
+    null: str = "random control",
 ) -> Figure:
     """What becomes of the answer when the read-out may not attend to a set of tokens around one layer.
 
     Args:
         table: the contract's columns of ``flow``: source, layer, window, p_base, p_knockout, relative_change_percent,
-            log_odds_change. Rows ``control-N`` make the band where none is given.
+            log_odds_change, and logit_difference_change where that is shown. Rows ``control-N`` make the band where
+            none is given.
         band: columns layer, low, high, mean in the measure's unit: the random matched control.
         n_layers: of the model, so that a curve that is filling in keeps its axis; default the table's last layer.
         sources: all that will come, so that a legend keeps its entries; default those of the table.
+        null: what the band is, in words. Points inside it are grey.
 
     Raises:
         SpecError: the measure or the theme is unknown.
     """
-    if measure not in ("percent", "log_odds"):
-        raise SpecError(f"measure {measure!r} is unknown", "choose percent or log_odds")
+    if measure not in text.COLUMNS:
+        raise SpecError(f"measure {measure!r} is unknown", f"choose one of {', '.join(text.COLUMNS)}")
     word = text.short(answer)
-    column = "relative_change_percent" if measure == "percent" else "log_odds_change"
+    column = text.COLUMNS[measure]
     seen: Any = table.assign(
         source=table["source"].astype(str), value=table[column].astype(float).replace([np.inf, -np.inf], np.nan)
     )
@@ -105,11 +110,12 @@ def knockout_curve(
         low=low,
         high=high,
         x_title="layer (centre of the blocked window)",
-        y_title=f"change of p({word}), %" if measure == "percent" else f"change of log-odds of {word}, nats",
+        y_title=f"change of {text.measured(word, measure)}, {'%' if measure == 'percent' else 'nats'}",
         value_title="change",
         banded=limits is not None,
         zero=True,
         percent=measure == "percent",
+        null=f"{null} (range, mean dashed)",
     )
     lines = pd.DataFrame(
         {
@@ -119,6 +125,7 @@ def knockout_curve(
             "value": rows["value"],
             "p_base": rows["p_base"],
             "p_knockout": rows["p_knockout"],
+            "null": _reached(rows, limits),
             "shown": [text.change(v, measure) for v in rows["value"]],
             "name": [shape.named[shape.series.index(s)] for s in rows["source"]],
         }
@@ -127,7 +134,7 @@ def knockout_curve(
         title=f"Which tokens must be read for {word}, and when",
         spec=curve_spec(shape),
         data=_with_extras(lines, limits, cursor_layer, measure),
-        sentence=sentences.knockout_curve(rows, len(rows), answer=word, measure=measure, band=limits),
+        sentence=sentences.knockout_curve(rows, len(rows), answer=word, measure=measure, band=limits, null=null),
         alt_table=_knockout_table(rows, names, limits, measure),
         caption=caption,
     )
@@ -191,6 +198,7 @@ def _with_extras(
     for column in ("low", "high"):
         if column not in whole:
             whole[column] = np.nan
+    whole["null"] = whole["null"].fillna(False).astype(bool) if "null" in whole else False
     whole["layer"] = whole["layer"].astype(int)
     for column in ("shown", "name"):
         whole[column] = whole[column].fillna("").astype(object)
@@ -198,6 +206,16 @@ def _with_extras(
         f"layer: {r.layer}; {r.name_}; {r.shown}" for r in whole.rename(columns={"name": "name_"}).itertuples()
     ]
     return whole
+
+
+def _reached(rows: Any, band: pd.DataFrame | None) -> list[bool]:
+    """Whether the null reaches each row's value at its layer, 0 included."""
+    if band is None:
+        return [False] * len(rows)
+    bounds = {row["layer"]: (min(row["low"], 0.0), max(row["high"], 0.0)) for row in band.to_dict("records")}
+    never = (math.inf, -math.inf)
+    pairs = zip(rows["layer"], rows["value"], strict=True)
+    return [bounds.get(layer, never)[0] <= value <= bounds.get(layer, never)[1] for layer, value in pairs]
 
 
 def _knockout_table(
@@ -365,11 +383,11 @@ def trace_roles(
         y_title=title, value_title=title,
     )  # fmt: skip
     rows: Any = table.assign(
-        kind="line", series=table["role"], name=table["role"], shown=[text.measured(v, measure) for v in table["value"]]
+        kind="line", series=table["role"], name=table["role"], shown=[text.level(v, measure) for v in table["value"]]
     )
     levels = pd.DataFrame(
         [
-            ("level", layers[0], name, value, f"{name} {text.measured(value, measure)}")
+            ("level", layers[0], name, value, f"{name} {text.level(value, measure)}")
             for name, value in (("clean", clean), ("corrupted", corrupted))
             if math.isfinite(value)
         ],
@@ -540,7 +558,7 @@ def _line(shape: CurveShape, look: Theme, *, points: bool) -> dict[str, Any]:
     shapes = series_shapes(names)
     if shape.banded:
         names, colours, shapes = [*names, CONTROL], [*colours, look.control], [*shapes, "stroke"]
-    title = {**dict(zip(shape.series, shape.named, strict=True)), CONTROL: "random control (range, mean dashed)"}
+    title = {**dict(zip(shape.series, shape.named, strict=True)), CONTROL: shape.null}
     legend = {
         "title": None,
         "symbolSize": 90,
@@ -568,6 +586,7 @@ def _line(shape: CurveShape, look: Theme, *, points: bool) -> dict[str, Any]:
         {"field": "shown", "type": "nominal", "title": shape.value_title},
     ]
     encoding["description"] = {"field": "about", "type": "nominal"}
+    encoding["color"] = {**encoding["color"], "condition": {"test": "datum.null", "value": look.control}}
     mark = {"type": "point", "filled": True, "size": 55, "opacity": 1, "clip": False, "invalid": "filter"}
     select = {"name": "cell", "select": {"type": "point", "fields": ["layer"], "clear": False, "toggle": False}}
     return {**only, "params": [select], "mark": {**mark, "cursor": "pointer"}, "encoding": encoding}

@@ -24,7 +24,7 @@ from factscope.charts.text import MINUS, TokenRow
 from factscope.charts.theme import MONO, ThemeName, config, theme_named
 from factscope.errors import SpecError
 
-Compared = Literal["percent", "log_odds", "probability", "rank", "entropy"]
+Compared = Literal["percent", "log_odds", "logit_difference", "probability", "rank", "entropy"]
 TITLE = f"B {MINUS} A"
 
 
@@ -40,6 +40,7 @@ class _Scale:
 _SCALES: dict[Compared, _Scale] = {
     "percent": _Scale(limit=heatmaps.PERCENT_LIMIT, unit="%", digits=1),
     "log_odds": _Scale(limit=heatmaps.LOG_ODDS_LIMIT, unit=" nats"),
+    "logit_difference": _Scale(limit=heatmaps.LOG_ODDS_LIMIT, unit=" nats"),
     "probability": _Scale(limit=1.0, digits=3),
     "rank": _Scale(limit=math.log10(heatmaps.RANK_LIMIT)),
     "entropy": _Scale(limit=heatmaps.ENTROPY_LIMIT / 2, unit=" nats"),
@@ -102,7 +103,7 @@ def difference_map(
     end = scale.limit
     ticks = (-end, -end / 2, 0.0, end / 2, end)
     named = tuple(_tick(tick, quantity) for tick in ticks)
-    beyond = quantity in ("percent", "log_odds", "rank", "entropy")
+    beyond = quantity != "probability"
     shape = heatmaps.GridShape(
         layers=tuple(int(layer) for layer in layers),
         n_tokens=len(tokens),

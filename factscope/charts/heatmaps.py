@@ -89,29 +89,32 @@ def knockout_map(
     values: ArrayLike,
     *,
     answer: str,
-    measure: Literal["percent", "log_odds"] = "percent",
+    measure: text.Measure = "percent",
     theme: ThemeName = "light",
     caption: str = "",
     cursor: Cursor = None,
     limit: float | None = None,
+    null: pd.DataFrame | None = None,
 ) -> Figure:
     """What becomes of the answer when the read-out may not attend to one token around one layer.
 
     Args:
-        values: [token, layer], percent or nats of log-odds; NaN where not computed yet.
+        null: columns layer, low, high: what the same experiment gives where nothing is to be found. Cells that lie
+            between are grey, and the sentence leaves them out.
+        values: [token, layer], percent or nats; NaN where not computed yet.
         limit: end of the colour scale on both sides; larger changes take the end's colour. Default 100 percent, 6 nats.
 
     Raises:
         SpecError: the measure or the theme is unknown, or the shapes do not fit.
     """
-    if measure not in ("percent", "log_odds"):
-        raise SpecError(f"measure {measure!r} is unknown", "choose percent or log_odds")
+    if measure not in text.COLUMNS:
+        raise SpecError(f"measure {measure!r} is unknown", f"choose one of {', '.join(text.COLUMNS)}")
     grid = _grid(values, tokens, layers)
     word = text.short(answer)
     default = PERCENT_LIMIT if measure == "percent" else LOG_ODDS_LIMIT
     end = abs(float(limit)) if limit else default
     unit = "%" if measure == "percent" else ""
-    what = f"change of p({word}), percent" if measure == "percent" else f"change of the log-odds of {word}, nats"
+    what = f"change of {text.measured(word, measure)}, {'percent' if measure == 'percent' else 'nats'}"
     look = theme_named(theme)
     ticks = (-end, -end / 2, 0.0, end / 2, end)
     beyond = ("" if measure == "percent" and end == PERCENT_LIMIT else "\u2264 ", "", "", "", "\u2265 ")
@@ -126,7 +129,7 @@ def knockout_map(
         legend=(
             f"{what}{stretch}",
             f"{look.strong} blue: pushes {word} down (destroyed); {look.strong} orange: pushes it up; "
-            f"{look.zero}: no change",
+            f"{look.zero}: no change" + ("" if null is None else "; grey: no more than the null"),
         ),
         ticks=ticks,
         tick_labels=tuple(
@@ -137,11 +140,15 @@ def knockout_map(
     )
     shown = np.vectorize(lambda v: text.change(v, measure), otypes=[object])(grid)
     data = _data(tokens, shape, grid, shown, None, cursor)
+    reached = within(grid, shape.layers, null)
+    data["null"] = reached.ravel()
+    beyond_null = np.where(reached, 0.0, grid)
+    said = sentences.knockout_map(tokens, shape.layers, beyond_null, answer=word, measure=measure)
     return Figure(
         title=f"Which token must be read for {word}, and when",
         spec=grid_spec(shape),
         data=data,
-        sentence=sentences.knockout_map(tokens, shape.layers, grid, answer=word, measure=measure),
+        sentence=said if null is None else f"{said} Grey cells change it no more than the null does.",
         alt_table=_wide(tokens, shape.layers, np.round(grid, 1 if measure == "percent" else 3)),
         caption=caption,
     )
@@ -266,7 +273,7 @@ def trace_map(
     }
     low = 0.0 if math.isnan(corrupted) else corrupted
     high = max(clean, low + _TRACE_RANGE[measure])
-    said = [text.measured(v, measure) for v in (low, (low + high) / 2, high)]
+    said = [text.level(v, measure) for v in (low, (low + high) / 2, high)]
     shape = GridShape(
         layers=tuple(int(layer) for layer in layers),
         n_tokens=len(tokens),
@@ -285,7 +292,7 @@ def trace_map(
         most_ticks=13,
         axis_title="layer" if window == 1 else f"layer (centre of the {window} restored)",
     )
-    shown = np.vectorize(lambda v: text.measured(v, measure), otypes=[object])(grid)
+    shown = np.vectorize(lambda v: text.level(v, measure), otypes=[object])(grid)
     return Figure(
         title=_TRACE_TITLES[site].format(answer=word),
         spec=grid_spec(shape),
@@ -297,6 +304,19 @@ def trace_map(
         alt_table=_wide(tokens, shape.layers, np.round(grid, 4)),
         caption=caption,
     )  # fmt: skip
+
+
+def within(grid: NDArray[np.float64], layers: Sequence[int], null: pd.DataFrame | None) -> NDArray[np.bool_]:
+    """Which cells [row, layer] a null reaches, 0 included: between its lowest and highest value at their layer."""
+    reached = np.zeros(grid.shape, dtype=bool)
+    if null is None:
+        return reached
+    bounds = {int(row["layer"]): (min(row["low"], 0.0), max(row["high"], 0.0)) for row in null.to_dict("records")}
+    for j, layer in enumerate(layers):
+        if layer in bounds:
+            low, high = bounds[layer]
+            reached[:, j] = (grid[:, j] >= low) & (grid[:, j] <= high)
+    return reached
 
 
 def _lens_shape(
@@ -411,6 +431,7 @@ def _data(
             "place": np.repeat(np.array([token.place or str(token.position) for token in tokens], dtype=object), m),
             "empty": empty.ravel(),
             "cursor": False,
+            "null": False,
             "first": np.tile(np.arange(m) == 0, n),
             "pale": (_light_text(shape.theme, shape.quantity)[steps] & ~empty).ravel(),
             "x0": np.tile(starts, n),
@@ -425,7 +446,7 @@ def _data(
     return data
 
 
-DRAWING_COLUMNS = ("empty", "cursor", "first", "pale", "x0", "x1", "row", "about", "shown", "beside", "place")
+DRAWING_COLUMNS = ("empty", "cursor", "null", "first", "pale", "x0", "x1", "row", "about", "shown", "beside", "place")
 """Columns that only draw: left out of a table download."""
 
 
@@ -547,7 +568,10 @@ def _colour(shape: GridShape, look: Theme) -> dict[str, Any]:
         "offset": 24 if shape.transpose else 10,
     }
     return {
-        "condition": {"test": "datum.empty", "value": look.empty},
+        "condition": [
+            {"test": "datum.empty", "value": look.empty},
+            {"test": "datum.null", "value": look.null},
+        ],
         "field": "value",
         "type": "quantitative",
         "scale": scale,

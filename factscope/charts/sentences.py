@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factscope.charts.text import TokenRow, change, layer_name, measured, probability
+from factscope.charts.text import TokenRow, change, layer_name, level, measured, probability
 
 NOTHING = "Nothing is computed yet."
-NEGLIGIBLE = {"percent": 0.5, "log_odds": 0.005}
+NEGLIGIBLE = {"percent": 0.5, "log_odds": 0.005, "logit_difference": 0.005}
 """Smaller changes are not spoken of as an effect."""
 _NAMES = {
     "subject": "the subject",
@@ -42,35 +42,37 @@ def _sentence(text: str) -> str:
     return start + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _target(answer: str, measure: str) -> str:
-    return f"p({answer})" if measure == "percent" else f"the log-odds of {answer}"
-
-
-def knockout_curve(table: Any, total: int, *, answer: str, measure: str, band: Any = None) -> str:
+def knockout_curve(
+    table: Any, total: int, *, answer: str, measure: str, band: Any = None, null: str = "random control"
+) -> str:
     """The strongest effect of each source, against the control.
 
     Args:
         table: source, layer, value, p_base, p_knockout, without control rows; a missing value is not computed yet.
         total: cells of the finished curve.
-        band: layer, low, high of the random matched control; None without one.
+        band: layer, low, high of the random matched control or another null; None without one.
+        null: its name.
     """
     known = table.dropna(subset=["value"])
     if known.empty:
         return NOTHING
     bounds = {} if band is None else {r["layer"]: (r["low"], r["high"]) for r in band.dropna().to_dict("records")}
     parts = [
-        _effect(source_name(source), rows.to_dict("records"), bounds, answer, measure)
+        _effect(source_name(source), rows.to_dict("records"), bounds, answer, measure, null)
         for source, rows in known.groupby("source", sort=False)
     ]
     if bounds:
         low, high = min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
-        parts.append(f"random matched positions: between {change(low, measure)} and {change(high, measure)}")
+        drawn = "random matched positions" if null == "random control" else null
+        parts.append(f"{drawn}: between {change(low, measure)} and {change(high, measure)}")
     return _sentence(_so_far(len(known), total) + "; ".join(parts))
 
 
-def _effect(name: str, rows: list[Any], bounds: dict[Any, tuple[float, float]], answer: str, measure: str) -> str:
+def _effect(
+    name: str, rows: list[Any], bounds: dict[Any, tuple[float, float]], answer: str, measure: str, null: str
+) -> str:
     """The largest change of one source among those that its null does not reach."""
-    target = _target(answer, measure)
+    target = measured(answer, measure)
     if max(abs(row["value"]) for row in rows) < NEGLIGIBLE[measure]:
         return f"blocking {name} changes {target} nowhere"
     never = (math.inf, -math.inf)
@@ -82,9 +84,7 @@ def _effect(name: str, rows: list[Any], bounds: dict[Any, tuple[float, float]], 
     beyond = [row for row in rows if surpasses(row)]
     if not beyond:
         most = max(rows, key=lambda row: abs(row["value"]))["value"]
-        return (
-            f"blocking {name} changes {target} no more than the random control does (at most {change(most, measure)})"
-        )
+        return f"blocking {name} changes {target} no more than the {null} does (at most {change(most, measure)})"
     best = max(beyond, key=lambda row: abs(row["value"]))
     verb = "lowers" if best["value"] < 0 else "raises"
     moved = f"{probability(best['p_base'])} to {probability(best['p_knockout'])}"
@@ -103,12 +103,12 @@ def knockout_map(
     t, j = np.unravel_index(np.nanargmin(grid), grid.shape)
     lowest = float(grid[t, j])
     if lowest > -NEGLIGIBLE[measure]:
-        head = f"no single blocked token lowers {_target(answer, measure)}"
+        head = f"no single blocked token lowers {measured(answer, measure)}"
     else:
         token = tokens[int(t)]
         head = (
             f"blocking {token.display} (position {token.position}) around layer {layers[int(j)]} "
-            f"lowers {_target(answer, measure)} most: {change(lowest, measure)}"
+            f"lowers {measured(answer, measure)} most: {change(lowest, measure)}"
         )
     u, k = np.unravel_index(np.nanargmax(grid), grid.shape)
     highest = float(grid[u, k])
@@ -254,7 +254,7 @@ def trace_map(
     done = int((~np.isnan(grid)).sum())
     if not done:
         return NOTHING
-    ends = f"{name} is {measured(clean, measure)} clean and {measured(corrupted, measure)} corrupted"
+    ends = f"{name} is {level(clean, measure)} clean and {level(corrupted, measure)} corrupted"
     if doubts:
         return f"{_sentence(_so_far(done, grid.size) + ends)} No place is named: {_sentence(doubts[0])}"
     rows = [i for i, token in enumerate(tokens) if site != "hidden" or token.role != "last"]
@@ -268,7 +268,7 @@ def trace_map(
     token = tokens[int(t)]
     return _sentence(
         f"{_so_far(done, grid.size)}{ends}; restoring {_RESTORED[site]} of {token.display} (position {token.position}) "
-        f"{_AT[site]} layer {layers[int(j)]} gives back most{where}: {measured(best, measure)}"
+        f"{_AT[site]} layer {layers[int(j)]} gives back most{where}: {level(best, measure)}"
     )
 
 
@@ -281,7 +281,7 @@ def trace_roles(table: Any, *, clean: float, corrupted: float, name: str, measur
     known = table.dropna(subset=["value"])
     if known.empty:
         return NOTHING
-    ends = f"{name} is {measured(clean, measure)} clean and {measured(corrupted, measure)} corrupted"
+    ends = f"{name} is {level(clean, measure)} clean and {level(corrupted, measure)} corrupted"
     start = _so_far(len(known), len(table))
     if doubts:
         return f"{_sentence(start + ends)} No layer is named: {_sentence(doubts[0])}"
@@ -289,5 +289,5 @@ def trace_roles(table: Any, *, clean: float, corrupted: float, name: str, measur
     for role, rows in known.groupby("role", sort=False):
         best = rows.loc[rows["value"].idxmax()]
         if best["value"] - corrupted > _LITTLE[measure]:
-            parts.append(f"{role} up to {measured(float(best['value']), measure)} at layer {int(best['layer'])}")
+            parts.append(f"{role} up to {level(float(best['value']), measure)} at layer {int(best['layer'])}")
     return _sentence(f"{start}{ends}; mean restored by role: {', '.join(parts) or 'nothing anywhere'}")

@@ -6,7 +6,7 @@ import math
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
 MINUS = "\u2212"
@@ -83,15 +83,30 @@ def probability(p: float) -> str:
     return f"{p:.2f}" if p >= 0.01 or p == 0 else f"{p:.3f}"
 
 
-def measured(value: float, measure: str) -> str:
+def level(value: float, measure: str) -> str:
     """A probability, or nats of log-odds or of a logit difference."""
     if math.isnan(value):
         return "not computed yet"
     return probability(value) if measure == "probability" else f"{signed(value, 2)} nats"
 
 
+Measure = Literal["percent", "log_odds", "logit_difference"]
+COLUMNS: dict[str, str] = {
+    "percent": "relative_change_percent",
+    "log_odds": "log_odds_change",
+    "logit_difference": "logit_difference_change",
+}
+"""The column of a knockout's table that holds each measure of its effect."""
+
+
+def measured(answer: str, measure: str) -> str:
+    """What an effect is a change of, in words; the foil is the one that the query names."""
+    names = {"log_odds": f"the log-odds of {answer}", "logit_difference": f"logit({answer}) − logit(foil)"}
+    return names.get(measure, f"p({answer})")
+
+
 def change(value: float, measure: str) -> str:
-    """A change with its unit: percent, or nats of log-odds."""
+    """A change with its unit: percent, or nats of log-odds or of a logit difference."""
     if math.isnan(value):
         return "not computed yet"
     return f"{signed(value, 0 if abs(value) >= 9.95 else 1)}%" if measure == "percent" else f"{signed(value, 2)} nats"

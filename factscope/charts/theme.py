@@ -32,6 +32,7 @@ class Theme:
     Attributes:
         background, ink, faint, grid: page, text, secondary text, grid lines.
         empty, empty_mark: fill of a cell that is not computed yet, and of the stroke through it.
+        null: fill of a cell whose effect is no larger than its null's.
         accent: cursor and read-out mark.
         strong, weak, zero: the words for the strong end of every scale on this background, for its other end, and for
             the colour of no change.
@@ -47,6 +48,7 @@ class Theme:
     grid: str
     empty: str
     empty_mark: str
+    null: str
     accent: str
     strong: str
     weak: str
@@ -65,6 +67,7 @@ LIGHT = Theme(
     grid="#e8eaee",
     empty="#e6e7ea",
     empty_mark="#b4b8c0",
+    null="#d3d5da",
     accent="#c2185b",
     strong="dark",
     weak="pale",
@@ -91,6 +94,7 @@ DARK = Theme(
     grid="#262c37",
     empty="#2b313d",
     empty_mark="#566072",
+    null="#3a4250",
     accent="#ff6fa8",
     strong="bright",
     weak="dim",

@@ -5,7 +5,8 @@ Source: Geva et al. 2023 (arXiv 2304.14767), section 4.
 1. Run the plain model; p_base is the target's probability at the last position, softmax over the full vocabulary.
 2. For every source set and every window of layers, forbid attention from the target position to the sources in each
    layer of the window, in all heads or chosen ones. The remaining weights renormalise; nothing else changes.
-3. Report p_knockout, the relative change in percent, and the change in log-odds, which does not saturate near 0 and 1.
+3. Report p_knockout, the relative change in percent, and the change in log-odds, which does not saturate near 0 and 1;
+   with a foil also the change of the logit difference, answer minus foil, each one's first token.
 
 A row "control-N" cuts as many randomly drawn positions as the subject has, matched for containing position 0 or not,
 and never the last position. With free edges one run cuts all of them together. An edge into the future does not
@@ -28,6 +29,7 @@ from factscope.experiments.results import (
     Progress,
     Timed,
     coarse_to_fine,
+    foil_target,
     named_target,
     resolve_target,
     scored_ids,
@@ -83,6 +85,9 @@ class KnockoutResult:
         p_base, log_odds_base: of the plain run. Probabilities are fractions, log-odds nats. ``rank``: of the target's
             first token in the plain run, from 1.
         p_knockout, log_odds: [source, layer]; NaN where not computed yet.
+        foil: the competing answer, if one is named.
+        logit_difference_base, logit_difference: logit of the answer's first token minus that of the foil's, of the
+            plain run and [source, layer]; None without a foil.
     """
 
     spec: KnockoutSpec
@@ -101,6 +106,9 @@ class KnockoutResult:
     warnings: tuple[str, ...]
     seconds: float
     passes: int
+    foil: Target | None = None
+    logit_difference_base: float | None = None
+    logit_difference: np.ndarray | None = None
 
     @property
     def p_target(self) -> float:
@@ -121,9 +129,17 @@ class KnockoutResult:
         """Change of the log-odds in nats, [source, layer]."""
         return self.log_odds - self.log_odds_base
 
+    @property
+    def logit_difference_change(self) -> np.ndarray | None:
+        """Change of the logit difference between answer and foil, [source, layer]; None without a foil."""
+        if self.logit_difference is None or self.logit_difference_base is None:
+            return None
+        return self.logit_difference - self.logit_difference_base
+
     def table(self) -> pd.DataFrame:
-        """One row per (source, layer) that was computed: the contract's columns for ``flow``."""
+        """One row per (source, layer) that was computed: the contract's columns for ``flow``; with a foil one more."""
         percent, odds = self.relative_change_percent, self.log_odds_change
+        against_foil = self.logit_difference_change
         each = self.spec.sources == (EACH,) and not self.spec.edges
         rows = []
         for i, source in enumerate(self.sources):
@@ -132,9 +148,10 @@ class KnockoutResult:
                 if np.isnan(self.p_knockout[i, j]):
                     continue
                 values = self.p_base, float(self.p_knockout[i, j]), float(percent[i, j]), float(odds[i, j])
-                rows.append((name, layer, self.window, *values))
+                more = () if against_foil is None else (float(against_foil[i, j]),)
+                rows.append((name, layer, self.window, *values, *more))
         names = ["source", "layer", "window", "p_base", "p_knockout", "relative_change_percent", "log_odds_change"]
-        return pd.DataFrame(rows, columns=names)
+        return pd.DataFrame(rows, columns=names if against_foil is None else [*names, "logit_difference_change"])
 
 
 def run(
@@ -161,10 +178,14 @@ def run(
     base, answers = engine.record_and_run(model, ids, knockouts, n_readout=n_scored, step=timed.step)
     target = named or resolve_target(model, seen, base.logits[0, 0])
     scored = scored or scored_ids(seen, target)
+    foil = foil_target(model, seen, target)
+    rival = () if foil is None else (foil.id, *scored[1:])
     engine.refuse_empty_rows(base, knockouts)
     rank = int(measures.rank(base.logits[0, 0], target.ids[0]))
-    p_base, odds_base = _score(scores_of_logits(base.logits[None], scored))
-    p, odds = (np.full((len(plan.sources), len(plan.layers)), np.nan) for _ in range(2))
+    plain = scores_of_logits(base.logits[None], scored)
+    p_base, odds_base = _score(plain)
+    difference_base = None if foil is None else _above(plain, scores_of_logits(base.logits[None], rival))
+    p, odds, difference = (np.full((len(plan.sources), len(plan.layers)), np.nan) for _ in range(3))
     warnings = seen.warnings + target_warnings(model, seen, target) + plan.warnings
     done = 0
 
@@ -175,13 +196,18 @@ def run(
             rank=rank,
             p_knockout=p.copy(), log_odds=odds.copy(), warnings=warnings,
             seconds=timed.seconds, passes=done,
+            foil=foil, logit_difference_base=None if difference_base is None else float(difference_base[0]),
+            logit_difference=None if foil is None else difference.copy(),
         )  # fmt: skip
 
     timed(0, len(knockouts), snapshot())
     for indices, readout in answers:
-        chunk_p, chunk_odds = _score(readout.scores(scored))
-        for index, value, odd in zip(indices, chunk_p, chunk_odds, strict=True):
+        scores = readout.scores(scored)
+        for index, value, odd in zip(indices, *_score(scores), strict=True):
             p[plan.cells[index]], odds[plan.cells[index]] = value, odd
+        if foil is not None:
+            for index, value in zip(indices, _above(scores, readout.scores(rival)), strict=True):
+                difference[plan.cells[index]] = value
         done += len(indices)
         timed(done, len(knockouts), snapshot())
     return snapshot()
@@ -206,6 +232,11 @@ def _require_heads(model: ModelHandle, knockouts: Sequence[Intervention]) -> Non
 def _score(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
     """Probability and log-odds of the answer under each run."""
     return scores.log_probability[:, 0].exp().cpu().numpy(), scores.log_odds[:, 0].cpu().numpy()
+
+
+def _above(scores: Scores, rival: Scores) -> np.ndarray:
+    """Logit of the answer's first token minus that of the foil's, under each run."""
+    return (scores.logit.double() - rival.logit.double())[:, 0, 0].cpu().numpy()
 
 
 def _plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _RunPlan:

@@ -1,0 +1,134 @@
+# ruff: noqa: F811, F401 - fixtures of the other test file
+"""What does not beat its null is grey and not named; without knowledge no place is named; the effect-strength dial."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_charts import tokens
+from test_dashboard_compare import OpenPage, cells, charts_of, lines
+from test_dashboard_pages import open_page, said, settle, tiny
+
+from dashboard import figures
+from dashboard.link import FlowChoice, View
+from factscope import charts
+from factscope.charts import export
+from factscope.charts.theme import THEMES
+from factscope.queries import Query
+
+JAPAN = {"prompt": "The capital of Japan is", "subject": "Japan"}
+NULL = pd.DataFrame({"layer": range(8), "low": -5.0, "high": 3.0, "mean": 0.0})
+
+
+def effects() -> np.ndarray:
+    """Inside the null everywhere but for one strong cell; on both edges of the null in another row."""
+    values = np.full((12, 8), -4.0)
+    values[4, 6] = -60.0
+    values[5] = [-5.0, 3.0, -5.01, 3.01, 0.0, 2.0, np.nan, -1.0]
+    return values
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_cells_that_the_null_reaches_are_grey_and_left_out_of_the_sentence(theme: str) -> None:
+    shown = charts.knockout_map(tokens(), range(8), effects(), answer="Paris", null=NULL, theme=theme)  # type: ignore[arg-type]
+    grey = shown.data.set_index(["position", "layer"])["null"]
+    assert not grey.loc[(4, 6)]
+    assert grey.loc[5].tolist() == [True, True, False, False, True, True, False, True]
+    assert grey.loc[0].all()
+    assert "position 4) around layer 6 lowers p(Paris) most: −60%" in shown.sentence
+    assert "Grey cells change it no more than the null does." in shown.sentence
+    tests = [condition["test"] for condition in shown.spec["layer"][0]["encoding"]["color"]["condition"]]
+    assert tests == ["datum.empty", "datum.null"]
+    assert THEMES[theme].null.encode() in export.svg(shown)
+
+
+def test_where_nothing_beats_the_null_no_cell_is_named() -> None:
+    shown = charts.knockout_map(tokens(), range(8), np.full((12, 8), -4.0), answer="Paris", null=NULL)
+    assert shown.sentence.startswith("No single blocked token lowers p(Paris)")
+    assert shown.data["null"].all()
+    without = charts.knockout_map(tokens(), range(8), np.full((12, 8), -4.0), answer="Paris")
+    assert not without.data["null"].any()
+
+
+def test_points_of_a_curve_inside_its_null_are_grey() -> None:
+    rows = [
+        ("subject", layer, 3, 0.5, 0.5 * (1 + v / 100), v, v / 10)
+        for layer, v in enumerate([-4.0, -60.0, 2.0, 3.5, -5.0, 0.0, 1.0, -5.5])
+    ]
+    names = ["source", "layer", "window", "p_base", "p_knockout", "relative_change_percent", "log_odds_change"]
+    table = pd.DataFrame(rows, columns=names)
+    shown = charts.knockout_curve(table, tokens=tokens(), answer="Paris", band=NULL, null="same on random weights")
+    points = shown.data[shown.data["kind"] == "line"].set_index("layer")["null"]
+    assert points.tolist() == [True, False, True, False, True, True, True, False]
+    assert "most around layer 1" in shown.sentence
+    assert "same on random weights: between −5.0% and +3.0%" in shown.sentence
+    inside = charts.knockout_curve(table[table["layer"] == 2], tokens=tokens(), answer="Paris", band=NULL, null="null")
+    assert "no more than the null does" in inside.sentence
+
+
+# On the page
+
+
+def test_a_fact_that_the_model_does_not_know_has_no_place_named(open_page: OpenPage) -> None:
+    at = open_page("flow", **JAPAN, answer="Tokyo")
+    assert "No place is named, since the model does not know this." in said(at)
+    assert "most around layer" not in said(at)
+    at = open_page("flow", **JAPAN)
+    assert "No place is named" not in said(at)
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "taught", "why"),
+    [
+        ("random:bundled", True, True, "random weights"),
+        ("bundled", True, False, "not taught"),
+        ("gpt2", False, None, "does not know"),
+        ("gpt2", None, None, None),
+        ("bundled", True, True, None),
+    ],
+)
+def test_why_no_place_may_be_named(name: str, known: bool | None, taught: bool | None, why: str | None) -> None:
+    found = figures.no_peak(SimpleNamespace(model=SimpleNamespace(name=name), known=known, taught=taught))
+    assert (found is None) if why is None else (why in str(found))
+
+
+def test_the_null_of_random_weights_is_drawn_from_a_run_on_random_weights(open_page: OpenPage, tiny: str) -> None:
+    at = open_page("flow", null="weights", window="1", control="0", answer="Tokyo", **JAPAN)
+    (_, map_data), (_, curve) = charts_of(at)
+    random = open_page("flow", model=f"random:{tiny}", window="1", control="0", answer="Tokyo", **JAPAN)
+    assert random.selectbox(key="flow-null").value == "positions"
+    expected = cells(charts_of(random)[0][1]).unstack()
+    band = curve[curve["kind"] == "control"].set_index("layer")
+    assert set(band["series"]) == {"random control"}
+    reached = map_data.set_index(["position", "layer"])["null"].unstack()
+    values = cells(map_data).unstack()
+    low, high = expected.min().clip(upper=0), expected.max().clip(lower=0)
+    assert reached.equals((values >= low) & (values <= high))
+    assert "no more than the null" in charts_of(at)[0][0]["layer"][0]["encoding"]["color"]["legend"]["title"][-1]
+    settle(at.selectbox(key="flow-null").set_value("positions").run())
+    assert not charts_of(at)[0][1]["null"].any()
+
+
+def test_the_dial_offers_the_logit_difference_where_a_foil_is_named(open_page: OpenPage) -> None:
+    at = open_page("flow", **JAPAN, foil="Rome", measure="logit_difference")
+    assert "vs foil" in at.button_group(key="flow-measure").options
+    (spec, data), (_, curve) = charts_of(at)
+    assert "logit(" in spec["layer"][0]["encoding"]["color"]["legend"]["title"][0]
+    percent = open_page("flow", **JAPAN, foil="Rome")
+    assert (cells(data) - cells(charts_of(percent)[0][1])).abs().max() > 0.01
+    assert lines(curve).notna().all()
+    without = open_page("flow", **JAPAN, measure="logit_difference")
+    assert "vs foil" not in without.button_group(key="flow-measure").options
+    assert "log-odds" in charts_of(without)[0][0]["layer"][0]["encoding"]["color"]["legend"]["title"][0]
+
+
+def test_both_sides_are_shown_in_a_measure_that_both_have() -> None:
+    dial = FlowChoice(measure="logit_difference")
+    with_foil, without = Query(prompt="x", foil="y"), Query(prompt="x")
+    assert figures.measure_of(View(fact=with_foil, flow=dial)) == "logit_difference"
+    assert figures.measure_of(View(fact=with_foil, flow=dial, a=View(fact=without))) == "log_odds"
+    assert figures.measure_of(View(fact=with_foil, flow=dial, a=View(fact=with_foil))) == "logit_difference"
+    assert figures.measure_of(View(fact=without)) == "percent"
