@@ -275,6 +275,62 @@ def trace_roles(result: Any, measure: Any, doubts: Sequence[str]) -> Figure:
     )
 
 
+def counterfactual_doubts(result: Any, prediction: Any) -> tuple[str, ...]:
+    """Why no place of a counterfactual map may be named."""
+    found = []
+    if result.model.name.startswith("random:"):
+        found.append("The weights are random: nothing is recalled here.")
+    if prediction.taught is False:
+        found.append("Not among the facts this model was taught; its confidence says nothing.")
+    if prediction.known is False:
+        found.append("The model does not know this: its first choice is another answer.")
+    if result.other.query.answer is not None and result.p_other_counterfactual < 0.5:
+        found.append("The other question's answer has a probability below one half there: little of it can come here.")
+    return tuple(found)
+
+
+def counterfactual_map(result: Any, measure: Any, doubts: Sequence[str]) -> Figure:
+    """What the states of one question do in the run of the other: how far they bring the answer that they come from."""
+    into = result.spec.direction == "into_query"
+    brought, given_up = result.target, result.other_target
+    values, here, there = result.p_patched, result.p_counterfactual, result.p_clean
+    difference = (
+        result.logit_difference_patched, result.logit_difference_counterfactual, result.logit_difference_clean
+    )  # fmt: skip
+    if into:
+        brought, given_up = given_up, brought
+        values, here, there = result.p_other_patched, result.p_other_clean, result.p_other_counterfactual
+        difference = (
+            -result.logit_difference_patched, -result.logit_difference_clean, -result.logit_difference_counterfactual
+        )  # fmt: skip
+    if measure == "logit_difference":
+        values, here, there = difference
+    tokens = charts.token_rows([result.patched.tokens[p] for p in result.positions])
+    kept, layers, said = _thinned(len(tokens), result.layers)
+    words = (
+        f"counterfactual patching with {result.other.query.prompt!r}, {TRACED[result.spec.site]} put into the run of"
+    )
+    whose = "the query" if into else "the other question"
+    figure = charts.trace_map(
+        tokens,
+        layers,
+        values[:, kept],
+        site=result.spec.site,
+        corrupted=here,
+        clean=there,
+        answer=brought.text,
+        foil=given_up.text,
+        measure=measure,
+        window=result.window,
+        theme=theme(),
+        caption=caption(result, f"{words} {whose}, window {result.window}", *said),
+        cursor=_cursor(result.query, result.layers) if into else None,
+        doubts=doubts,
+        counterfactual=True,
+    )
+    return replace(figure, sentence=" ".join([figure.sentence, *said]))
+
+
 def trace_head(result: Any) -> str:
     """Clean and corrupted run, and what made the difference."""
     answer = scored(result).strip()

@@ -98,6 +98,22 @@ not necessary. A strong trace does not say that editing there works (Hase et al.
 **Source:** Meng et al. 2022, section 2 (arXiv 2202.05262); Zhang and Nanda 2023 (arXiv 2309.16042) for replaced
 subjects; Hase et al. 2023 (arXiv 2301.04213).
 """,
+    "counterfactual": """
+**What does a state of another fact do here?** Two questions that differ in subject or relation, instead of noise.
+
+1. Ask both, and keep every state of both.
+2. Run one of them again with one state, or the updates of a window of MLPs or attention modules, from the other.
+3. Tokens are paired by what they are: before the subject, in it and after it, each counted from the end of its part.
+4. The colour says how far the answer comes that belongs to the states: from this run's value to the other run's.
+
+**Dark means** that the other question's answer has come. On a dark page, bright.
+
+**Can mislead:** the last states of the read-out token bring everything by construction. Two subjects of different
+length share fewer pairs. A state carries more than the fact: what differs between the two questions is all that it can
+show.
+
+**Source:** Vig et al. 2020 (arXiv 2004.12265); Zhang and Nanda 2023 (arXiv 2309.16042), also for the logit difference.
+""",
     "roles": """
 **Which kind of token carries it?** The map's rows gathered by what the token is: the subject's first, middle and last
 tokens, the first token after it, further ones, and the read-out.

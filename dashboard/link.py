@@ -25,6 +25,8 @@ TraceSite = Literal["hidden", "mlp", "attention"]
 Sever = Literal["none", "mlp", "attention"]
 SeverDraws = Literal["fixed", "compat"]
 TraceMeasure = Literal["probability", "log_odds", "logit_difference"]
+Direction = Literal["into_query", "into_other"]
+PatchMeasure = Literal["probability", "logit_difference"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 HOME = Query(prompt="The Eiffel Tower is located in the city of", subject="Eiffel Tower", answer="Paris")
@@ -109,6 +111,22 @@ class TraceChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchChoice:
+    """Counterfactual patching on the Trace page: the second question, and which states go where.
+
+    Attributes:
+        prompt, subject, answer: of the second question; without prompt and subject nothing is run.
+    """
+
+    prompt: str | None = None
+    subject: str | None = None
+    answer: str | None = None
+    direction: Direction = "into_query"
+    site: TraceSite = "hidden"
+    measure: PatchMeasure = "logit_difference"
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """Everything that a link restores, but for the page, which is the path.
 
@@ -121,6 +139,7 @@ class View:
     flow: FlowChoice = field(default_factory=FlowChoice)
     lens: LensChoice = field(default_factory=LensChoice)
     trace: TraceChoice = field(default_factory=TraceChoice)
+    patch: PatchChoice = field(default_factory=PatchChoice)
     a: View | None = None
 
 
@@ -161,10 +180,23 @@ def to_params(view: View) -> Params:
         params["edge"] = list(flow.edges)
     if lens.pinned:
         params["pin"] = [str(token) for token in lens.pinned]
-    params |= _trace_params(view.trace)
+    params |= _trace_params(view.trace) | _patch_params(view.patch)
     if view.a is not None:
         params |= {"a": ["1"], **{f"{OF_A}{name}": values for name, values in to_params(view.a).items()}}
     return params
+
+
+def _patch_params(patch: PatchChoice) -> dict[str, list[str]]:
+    default = PatchChoice()
+    entries: list[tuple[str, str | None, str | None]] = [
+        ("cf-prompt", patch.prompt, None),
+        ("cf-subject", patch.subject, None),
+        ("cf-answer", patch.answer, None),
+        ("cf-direction", patch.direction, default.direction),
+        ("cf-site", patch.site, default.site),
+        ("cf-measure", patch.measure, default.measure),
+    ]
+    return {name: [value] for name, value, usual in entries if value is not None and value != usual}
 
 
 def _trace_params(trace: TraceChoice) -> dict[str, list[str]]:
@@ -231,6 +263,14 @@ def _view(reader: _Reader) -> View:
             pinned=tuple(dict.fromkeys(reader.numbers("pin", MAX_PINNED, 10_000_000))) or lens.pinned,
         ),
         trace=_trace(reader),
+        patch=PatchChoice(
+            prompt=reader.text("cf-prompt", MAX_PROMPT),
+            subject=reader.text("cf-subject", MAX_NAME),
+            answer=reader.text("cf-answer", MAX_NAME),
+            direction=reader.choice("cf-direction", get_args(Direction), "into_query"),
+            site=reader.choice("cf-site", get_args(TraceSite), "hidden"),
+            measure=reader.choice("cf-measure", get_args(PatchMeasure), "logit_difference"),
+        ),
     )
 
 

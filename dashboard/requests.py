@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dashboard.link import HOME, Cursor, FlowChoice, LensChoice, TraceChoice, TraceSite
+from dashboard.link import HOME, Cursor, FlowChoice, LensChoice, PatchChoice, TraceChoice, TraceSite
 from factscope.experiments.attention_knockout import KnockoutSpec
+from factscope.experiments.counterfactual_patching import CounterfactualSpec
 from factscope.experiments.logit_lens import LensSpec
 from factscope.experiments.prediction import PredictionSpec
 from factscope.experiments.traces import TraceSpec
@@ -71,6 +72,18 @@ def trace(choice: TraceChoice, site: TraceSite) -> TraceSpec:
         sever_draws=choice.draws if severed != "none" else "fixed",
         extra_tokens=choice.extra,
         seeds=choice.seeds,
+    )
+
+
+def patching(choice: PatchChoice, window: int | None) -> CounterfactualSpec:
+    """Counterfactual patching, whole map, with the window of the traces."""
+    return CounterfactualSpec(
+        prompt=choice.prompt,
+        subject=choice.subject,
+        answer=choice.answer,
+        direction=choice.direction,
+        site=choice.site,
+        window=None if choice.site == "hidden" else window,
     )
 
 

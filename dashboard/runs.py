@@ -25,7 +25,7 @@ from factscope import __version__
 from factscope.errors import InputError, SubjectError
 from factscope.queries import Query
 
-Kind = Literal["prediction", "attention_knockout", "logit_lens", "causal_tracing"]
+Kind = Literal["prediction", "attention_knockout", "logit_lens", "causal_tracing", "counterfactual_patching"]
 SPREAD = "spread"
 """The choice of device that lets accelerate spread a model over devices and disk."""
 OF_A = "-a"
@@ -40,6 +40,7 @@ _SHARE: dict[Kind, float] = {
     "attention_knockout": 0.04,
     "logit_lens": 0.2,
     "causal_tracing": 0.5,
+    "counterfactual_patching": 0.1,
 }
 """An intervention's part of a whole forward, until it is measured: a knockout recomputes one token, beside others, a
 restored state the tokens behind it in ten samples."""
@@ -48,6 +49,7 @@ _SHARE_ALONE: dict[Kind, float] = {
     "attention_knockout": 0.25,
     "logit_lens": 1.0,
     "causal_tracing": 3.0,
+    "counterfactual_patching": 0.5,
 }
 """The same for models without the fast path."""
 _PATIENCE = 0.35  # seconds that one run of the script may wait for quick results, so that nothing flickers

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import figures, messages, panels, parts, requests, runs, state
+from dashboard import counterfactual, figures, messages, panels, parts, requests, runs, state
 from dashboard.link import MAX_NAME, MAX_SAMPLES, TraceSite, seeds
 
 PANELS: dict[TraceSite, str] = {"hidden": "State restored", "mlp": "MLP restored", "attention": "Attention restored"}
@@ -43,6 +43,8 @@ def draw() -> None:
         _detail(prediction, results)
     with messages.caught():
         _more(prediction)
+    with messages.caught():
+        counterfactual.show(prediction)
 
 
 def _measure(prediction: Any) -> Any:

@@ -148,6 +148,7 @@ def trace_roles(**more):
 BUILDERS = {
     "trace of states": trace_map,
     "trace of MLPs in log-odds": lambda **more: trace_map(site="mlp", measure="log_odds", window=2, **more),
+    "counterfactual trace": lambda **more: trace_map(counterfactual=True, site="mlp", window=3, **more),
     "trace against a foil": lambda **more: trace_map(site="attention", measure="logit_difference", foil="Rome", **more),
     "roles": trace_roles,
     "roles against a foil": lambda **more: trace_roles(measure="logit_difference", foil="Rome", **more),
@@ -251,8 +252,16 @@ def test_a_trace_names_the_strongest_place_that_is_not_so_by_construction():
     )
     assert "(position 5) at layer 2 gives back most before the read-out: 0.50." in said
     assert "(position 11) around layer 7 gives back most: 0.80." in trace_map(site="mlp").sentence
-    assert "no restored place before the read-out gives anything back" in trace_map(corrupted=0.6).sentence
+    assert "no place before the read-out gives back anything" in trace_map(corrupted=0.6).sentence
     assert "nats" in trace_map(measure="log_odds").sentence
+
+
+def test_a_patched_place_says_where_it_comes_from():
+    figure = trace_map(counterfactual=True)
+    assert "0.80 where the states come from and 0.10 here; putting in the state of" in figure.sentence
+    assert "at layer 2 brings most before the read-out" in figure.sentence
+    assert "as where it comes from" in json.dumps(figure.spec)
+    assert "other question" in figure.title
 
 
 @pytest.mark.parametrize("make", [trace_map, trace_roles])

@@ -275,3 +275,24 @@ def test_seeds_are_typed(open_page: Callable[..., AppTest]) -> None:
     assert at.session_state["factscope-view"].trace.seeds == (2, 5)
     settle(at.text_input(key="trace-seeds").set_value("two").run())
     assert at.session_state["factscope-view"].trace.seeds == (2, 5)
+
+
+SECOND = {"cf-subject": "Peru", "cf-site": "mlp", "cf-measure": "probability", "cf-direction": "into_other"}
+
+
+def test_a_link_restores_a_counterfactual_patch(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("trace", **JAPAN, samples="1", **SECOND)
+    assert at.text_input(key="cf-subject").value == "Peru"
+    assert at.session_state["factscope-view"].patch.direction == "into_other"
+    assert "The capital of Peru is" in said(at) or "nothing tells them apart" in said(at)
+
+
+def test_a_second_question_is_typed(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("trace", **JAPAN, samples="1")
+    at.session_state["counterfactual-drawer"] = True
+    settle(at.run())
+    assert "Name another subject" in said(at)
+    settle(at.text_input(key="cf-prompt").set_value("Japan was known for the trumpet of").run())
+    assert "where the states come from" in said(at)
+    settle(at.text_input(key="cf-subject").set_value("Korea").run())
+    assert "Korea" in said(at) and "not in the prompt" in said(at)

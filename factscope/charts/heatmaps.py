@@ -225,6 +225,11 @@ _TRACE_TITLES: dict[TraceSite, str] = {
     "mlp": "Which restored MLP updates bring {answer} back",
     "attention": "Which restored attention updates bring {answer} back",
 }
+_PATCHED_TITLES: dict[TraceSite, str] = {
+    "hidden": "Which state of the other question brings {answer}",
+    "mlp": "Which MLP updates of the other question bring {answer}",
+    "attention": "Which attention updates of the other question bring {answer}",
+}
 _TRACE_RANGE: dict[TraceMeasure, float] = {"probability": 0.01, "log_odds": 0.5, "logit_difference": 0.5}
 """The least that a scale spans: a corruption that changes nothing has no dark cells."""
 
@@ -246,6 +251,7 @@ def trace_map(
     caption: str = "",
     cursor: Cursor = None,
     doubts: Sequence[str] = (),
+    counterfactual: bool = False,
 ) -> Figure:
     """What the answer comes to when one place of the corrupted run is restored to the clean one.
 
@@ -255,6 +261,7 @@ def trace_map(
         window: layers restored together.
         foil: the other answer of a logit difference.
         doubts: why no strongest cell may be named; said in its place.
+        counterfactual: states come from another question's run; ``clean`` is then the value in that run.
 
     Raises:
         SpecError: the site, the measure or the theme is unknown, or the shapes do not fit.
@@ -271,9 +278,11 @@ def trace_map(
         "log_odds": f"log-odds of {word}",
         "logit_difference": f"logit of {word} minus {text.short(foil)}",
     }
+    unit = "" if measure == "probability" else ", nats,"
     low = 0.0 if math.isnan(corrupted) else corrupted
     high = max(clean, low + _TRACE_RANGE[measure])
-    said = [text.level(v, measure) for v in (low, (low + high) / 2, high)]
+    ends = (low, (low + high) / 2, high)
+    said = [text.probability(v) if measure == "probability" else text.signed(v, 1) for v in ends]
     shape = GridShape(
         layers=tuple(int(layer) for layer in layers),
         n_tokens=len(tokens),
@@ -282,24 +291,28 @@ def trace_map(
         low=low,
         high=high,
         legend=(
-            f"{names[measure]} with this place restored",
-            f"{look.strong}: as clean (restored); {look.weak}: as corrupted",
+            f"{names[measure]}{unit} with this place {'patched' if counterfactual else 'restored'}",
+            f"{look.strong}: as where it comes from; {look.weak}: as without it"
+            if counterfactual
+            else f"{look.strong}: as clean (restored); {look.weak}: as corrupted",
         ),
-        ticks=(low, (low + high) / 2, high),
+        ticks=ends,
         tick_labels=(f"\u2264 {said[0]}", said[1], f"\u2265 {said[2]}"),
         value_title=names[measure],
         gradient=200,
         most_ticks=13,
-        axis_title="layer" if window == 1 else f"layer (centre of the {window} restored)",
+        axis_title="layer"
+        if window == 1
+        else f"layer (centre of the {window} {'patched' if counterfactual else 'restored'})",
     )
     shown = np.vectorize(lambda v: text.level(v, measure), otypes=[object])(grid)
     return Figure(
-        title=_TRACE_TITLES[site].format(answer=word),
+        title=(_PATCHED_TITLES if counterfactual else _TRACE_TITLES)[site].format(answer=word),
         spec=grid_spec(shape),
         data=_data(tokens, shape, grid, shown, None, cursor),
         sentence=sentences.trace_map(
             tokens, shape.layers, grid, site=site, corrupted=corrupted, clean=clean, name=names[measure],
-            measure=measure, doubts=doubts,
+            measure=measure, doubts=doubts, counterfactual=counterfactual,
         ),
         alt_table=_wide(tokens, shape.layers, np.round(grid, 4)),
         caption=caption,

@@ -246,6 +246,7 @@ def trace_map(
     name: str,
     measure: str,
     doubts: Sequence[str],
+    counterfactual: bool = False,
 ) -> str:
     """The place that gives back most, unless it is so by construction or may not be named.
 
@@ -254,7 +255,11 @@ def trace_map(
     done = int((~np.isnan(grid)).sum())
     if not done:
         return NOTHING
-    ends = f"{name} is {level(clean, measure)} clean and {level(corrupted, measure)} corrupted"
+    high, low = level(clean, measure), level(corrupted, measure)
+    ends = f"{name} is {high} clean and {low} corrupted"
+    does, verb = "gives back", "restoring"
+    if counterfactual:
+        ends, does, verb = f"{name} is {high} where the states come from and {low} here", "brings", "putting in"
     if doubts:
         return f"{_sentence(_so_far(done, grid.size) + ends)} No place is named: {_sentence(doubts[0])}"
     rows = [i for i, token in enumerate(tokens) if site != "hidden" or token.role != "last"]
@@ -264,11 +269,11 @@ def trace_map(
     best = float(known[t, j])
     where = " before the read-out" if site == "hidden" else ""
     if not best - corrupted > _LITTLE[measure]:
-        return _sentence(f"{_so_far(done, grid.size)}{ends}; no restored place{where} gives anything back")
+        return _sentence(f"{_so_far(done, grid.size)}{ends}; no place{where} {does} anything")
     token = tokens[int(t)]
     return _sentence(
-        f"{_so_far(done, grid.size)}{ends}; restoring {_RESTORED[site]} of {token.display} (position {token.position}) "
-        f"{_AT[site]} layer {layers[int(j)]} gives back most{where}: {level(best, measure)}"
+        f"{_so_far(done, grid.size)}{ends}; {verb} {_RESTORED[site]} of {token.display} (position {token.position}) "
+        f"{_AT[site]} layer {layers[int(j)]} {does} most{where}: {level(best, measure)}"
     )
 
 
