@@ -106,8 +106,8 @@ class TraceChoice:
     replace: bool = False
     extra: int = 0
     other: str | None = None
-    measure: TraceMeasure = "probability"
-    roles: TraceSite = "hidden"
+    measure: TraceMeasure = field(default="probability", metadata=DRAWN)
+    roles: TraceSite = field(default="hidden", metadata=DRAWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class PatchChoice:
     answer: str | None = None
     direction: Direction = "into_query"
     site: TraceSite = "hidden"
-    measure: PatchMeasure = "logit_difference"
+    measure: PatchMeasure = field(default="logit_difference", metadata=DRAWN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -326,5 +326,11 @@ ROWS = {
         labels=("site", "id", "text"),
         position="position",
     ),
+    "trace": Rows(
+        axes=("position", "layer"),
+        measures=("p_restored", "indirect_effect"),
+        labels=("site",),
+        position="position",
+    ),
 }
 """The rows of every command that can be compared. A column that is not named here is left out of a comparison."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import counterfactual, figures, messages, panels, parts, requests, runs, state
+from dashboard import compare, counterfactual, figures, messages, panels, parts, requests, runs, state
 from dashboard.link import MAX_NAME, MAX_SAMPLES, TraceSite, seeds
 
 PANELS: dict[TraceSite, str] = {"hidden": "State restored", "mlp": "MLP restored", "attention": "Attention restored"}
@@ -26,6 +26,8 @@ def draw() -> None:
     choice = state.view().trace
     _controls(prediction)
     requests.check_noise(choice)
+    if compare.show(MAPS, prediction):
+        return
     head = st.container()
     found: dict[TraceSite, Any] = {}
     for column, site in zip(st.columns(3, gap="small"), PANELS, strict=True):
@@ -227,5 +229,38 @@ def _detail(prediction: Any, results: dict[TraceSite, Any]) -> None:
 
     panels.detail(None if lens is None else lens.value, effects=effects, leads_to_trace=False)
 
+
+def _side(result: Any, view: Any) -> Any:
+    """One side of a comparison; without a foil there is no logit difference."""
+    measure = view.trace.measure
+    bare = measure == "logit_difference" and result.query.query.foil is None
+    return figures.trace_map(result, "probability" if bare else measure, result.doubts)
+
+
+def _both(site: TraceSite) -> compare.Panel:
+    """A panel as A | B | B - A."""
+    return compare.Panel(
+        name=f"trace-{site}",
+        heading=PANELS[site],
+        method="trace",
+        slot=f"trace-{site}",
+        kind="causal_tracing",
+        command="trace",
+        function="causal_tracing",
+        spec=lambda view, found: requests.trace(view.trace, site),
+        passes=lambda view, found: requests.trace_passes(found, view.trace),
+        draw=_side,
+        difference=lambda both, view: both.map(
+            "p_restored",
+            "position",
+            quantity="probability",
+            what=f"p({both.answer}) restored",
+            axis_title="layer" if site == "hidden" else "layer (centre of the window restored)",
+        ),
+        row_height=15,
+    )
+
+
+MAPS = tuple(_both(site) for site in PANELS)
 
 runs.live(draw)

@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], list[str], list[str]]] = {
         [],
     ),
     "trace": (
-        ("--site", "mlp", "--positions", "subject-last,last", "--seeds", "3,4", "--samples", "2", "--noise", "0.8"),
+        ("--site", "mlp", "--positions", "subject,last", "--seeds", "3,4", "--samples", "2", "--noise", "0.8"),
         ["site", "position", "layer", "p_restored", "indirect_effect"],
         ["p_clean", "p_corrupted", "noise_std", "total_effect", "peak", "early_peak", "noise", "bands"],
     ),
@@ -53,7 +53,7 @@ RUNS: dict[str, Callable[[], Any]] = {
     "trace": lambda: causal_tracing.run(
         tiny_handle(),
         QUERY,
-        TraceSpec(site="mlp", positions=("subject-last", "last"), seeds=(3, 4), samples=2, noise="0.8"),
+        TraceSpec(site="mlp", positions=("subject", "last"), seeds=(3, 4), samples=2, noise="0.8"),
     ),
 }
 

@@ -195,3 +195,22 @@ def test_a_changed_question_leaves_the_runs_of_a_alone() -> None:
     assert executor.look("me", "flow-map") is None
     assert executor.look("me", f"flow-map{runs.OF_A}") is not None
     executor.shutdown()
+
+
+def test_traces_stand_side_by_side(open_page: OpenPage) -> None:
+    at = open_page("trace", **JAPAN, samples="1", noise="2")
+    settle(at.button(key="pin-as-a").click().run())
+    settle(at.number_input(key="trace-samples").set_value(3).run())
+    assert "B differs in Trace samples (1 | 3)" in said(at)
+    drawn = charts_of(at)
+    assert len(drawn) == 9
+    for (spec_a, a), (spec_b, b), (_, difference) in (drawn[:3], drawn[3:6], drawn[6:]):
+        assert domains(spec_a) == domains(spec_b) != []
+        assert (cells(a) - cells(b)).abs().max() > 1e-6
+        wanted = cells(b) - cells(a)
+        pd.testing.assert_series_equal(cells(difference), wanted, check_names=False, rtol=1e-9, atol=1e-12)
+    settle(at.button(key="ab-unpin").click().run())
+    assert len(charts_of(at)) == 4
+    settle(at.button(key="pin-as-a").click().run())
+    settle(at.button_group(key="trace-measure").set_value("log_odds").run())
+    assert "B is the same so far" in said(at)
