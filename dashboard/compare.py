@@ -364,7 +364,7 @@ def _said(panel: Panel, shown: Figure, sides: Sequence[Side]) -> Figure:
 
 
 def _difference(panel: Panel, sides: Sequence[Side], found: Sequence[Snapshot | None]) -> None:
-    panels.heading(f"{panel.heading}: B − A", panel.method)
+    panels.heading(f"{panel.heading}: B − A", "compare")
     seen = [snapshot for snapshot in found if snapshot is not None and snapshot.value is not None]
     if len(seen) < 2:
         parts.note("quiet", ["The difference comes with both sides."], key=f"difference-{panel.name}")

@@ -21,6 +21,7 @@ LIGHT_MODULES = (
     "factscope.datasets",
     "factscope.settings",
     "factscope.comparison",
+    "factscope.methods",
     "factscope.charts",
 )
 

@@ -1,0 +1,251 @@
+"""A card for each method: its question, its recipe in four lines, what dark means, how it can mislead, its source.
+
+One text for all places: pages show a card behind the question mark of a figure, ``docs/methods.md`` is written from all
+of them (``tools/write_methods.py``), and the docstring of an experiment's module opens with the card's question. A new
+method adds a ``Method`` to ``_ALL``. Texts are plain; ``markdown`` escapes what Markdown would act on.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#$|~])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What a person should know before reading a figure.
+
+    Attributes:
+        name: identifier, by which a page asks for the card.
+        title: the method's name in the field's words.
+        question: what it answers, one question.
+        answer: how, in one sentence.
+        recipe: exactly four steps.
+        dark: what the strong end of the colours means; empty where there are none.
+        misleads: how the figure can be read wrongly.
+        source: paper and section.
+        module: the experiment behind it, in ``factscope.experiments``; empty where it is none of its own.
+    """
+
+    name: str
+    title: str
+    question: str
+    answer: str
+    recipe: tuple[str, str, str, str]
+    misleads: str
+    source: str
+    dark: str = ""
+    module: str = ""
+
+
+_ALL = (
+    Method(
+        name="prediction",
+        title="Prediction",
+        module="prediction",
+        question="Does the model know it?",
+        answer="What the model expects after the prompt, and whether the answer is its own first choice.",
+        recipe=(
+            "Read the prompt once; softmax over the whole vocabulary at the last token.",
+            "List the ten most probable next tokens.",
+            "Let the model go on with its most probable token, to the end of the sentence.",
+            "Known: every token of the answer is the first choice, given those before it.",
+        ),
+        misleads="One wording is one wording, so look at the paraphrases. A probability near 1 says nothing "
+        "about how firm the fact is. A model that recites facts also answers confidently about subjects that it "
+        "never met.",
+        source="Geva et al. 2023, section 3 (arXiv 2304.14767).",
+    ),
+    Method(
+        name="layers",
+        title="The answer over the layers",
+        question="When does the answer come up?",
+        answer="The hidden state at two tokens, read as if it were the last layer's.",
+        recipe=(
+            "Take the state after each block, at the subject's last token and at the read-out token.",
+            "Send it through the model's own final norm and output embedding.",
+            "Plot the answer's probability, or its rank (1 is best).",
+            "“emb” is the embedding, before any block.",
+        ),
+        misleads="Early states are not written in the output's terms; a low probability there does not mean that the "
+        "fact is absent.",
+        source="nostalgebraist 2020, logit lens; Geva et al. 2023, section 5 (arXiv 2304.14767).",
+    ),
+    Method(
+        name="knockout",
+        title="Attention knockout",
+        module="attention_knockout",
+        question="Which tokens must be read, and when?",
+        answer="Forbid the read-out token to look at others, and see what becomes of the answer.",
+        recipe=(
+            "Choose source tokens and a window of layers around each layer.",
+            "In these layers no head of the last token may attend to them; the other weights renormalise.",
+            "Compare the answer with the uncut model's: percent of p, log-odds, or its logit against a foil's.",
+            "The null is grey: as many random other tokens, matched for position 0, or the same on random weights.",
+        ),
+        dark="The answer was destroyed (blue) or raised (orange); on a dark page, bright.",
+        misleads="Information can take a detour through other tokens; a wide window blurs the layer; percentages "
+        "saturate when p is near 1 (switch to log-odds). What does not leave the null is not an effect.",
+        source="Geva et al. 2023, section 4 (arXiv 2304.14767).",
+    ),
+    Method(
+        name="edges",
+        title="Edge builder",
+        question="Does this one path matter?",
+        answer="Cut any edges, all of them together, and compare before and after.",
+        recipe=(
+            "From is who reads, to is what is read: positions, or sets such as last, subject, relation.",
+            "Choose layers (3-6, or 2,5, or *) and, if you like, heads.",
+            "Each line is one group of edges; all lines are cut in one run.",
+            "An edge into the future does not exist in a causal model, so cutting it changes nothing.",
+        ),
+        misleads="Two paths that can stand in for each other look unimportant one by one. Cut them together.",
+        source="Geva et al. 2023, section 4 (arXiv 2304.14767), generalised to any edges.",
+    ),
+    Method(
+        name="lens",
+        title="Logit lens",
+        module="logit_lens",
+        question="Where does the answer appear?",
+        answer="Every layer's state at every token, read as a guess about the next token.",
+        recipe=(
+            "Take the block's output, or only what its MLP or its attention adds.",
+            "Normed goes through the model's own final norm and head, so the last column is the model's output; "
+            "raw is the output embedding times the state.",
+            "Show the top token and its probability, or the answer's probability, rank, or the entropy.",
+            "Click a cell to see its ten most probable tokens; pin one to follow it through the layers.",
+        ),
+        dark="More: a higher probability, a better rank, more uncertainty (entropy); on a dark page, bright.",
+        misleads="A lens reads states in the last layer's terms, which early layers need not use. An update alone is "
+        "not a prediction.",
+        source="nostalgebraist 2020, logit lens; Geva et al. 2023, sections 5 and 6 (arXiv 2304.14767); Belrose "
+        "et al. 2023 (arXiv 2303.08112) for what it misses.",
+    ),
+    Method(
+        name="trace",
+        title="Causal tracing",
+        module="causal_tracing",
+        question="Which states carry the fact?",
+        answer="Blur the subject, put one clean state back, and see whether the answer returns.",
+        recipe=(
+            "Run the prompt once as it is, and keep every state.",
+            "Add noise to the embeddings of the subject's tokens, in several samples: the answer falls. Or put "
+            "another subject's tokens in their place.",
+            "Run again with one state put back to the clean run's: a block's output (purple), or the updates of "
+            "a window of MLPs (green) or attention modules (red) at one token. Severed: there, all MLP (or "
+            "attention) updates stay corrupted, so that the state has to act by other ways.",
+            "The colour is the mean probability over the samples, from the corrupted run's to the clean run's.",
+        ),
+        dark="Restored: this place brings the answer back; on a dark page, bright.",
+        misleads="The last states of the read-out token restore everything by construction. Noise of another "
+        "strength or seed moves the map; look at the band over seeds and at the total effect. A state that "
+        "restores is enough for the answer, not necessary. A strong trace does not say that editing there works "
+        "(Hase et al. 2023).",
+        source="Meng et al. 2022, section 2 (arXiv 2202.05262); Zhang and Nanda 2023 (arXiv 2309.16042) for replaced "
+        "subjects; Hase et al. 2023 (arXiv 2301.04213).",
+    ),
+    Method(
+        name="roles",
+        title="Causal tracing by role",
+        question="Which kind of token carries it?",
+        answer="The map's rows gathered by what the token is: the subject's first, middle and last tokens, the "
+        "first token after it, further ones, and the read-out.",
+        recipe=(
+            "Take the panel that is named.",
+            "Average over the tokens of each role (a subject of one token is its first and its last).",
+            "Draw it between the corrupted run's level and the clean run's (dashed); a high line means restored.",
+            "The bands are the lowest and the highest value over the seeds; without several seeds there is none.",
+        ),
+        misleads="One fact is one fact: the published curves are means over a thousand. Without several seeds "
+        "nothing here tells chance from effect.",
+        source="Meng et al. 2022, figure 2 and appendix B (arXiv 2202.05262).",
+    ),
+    Method(
+        name="counterfactual",
+        title="Counterfactual patching",
+        module="counterfactual_patching",
+        question="What does a state of another fact do here?",
+        answer="Two questions that differ in subject or relation, instead of noise.",
+        recipe=(
+            "Ask both, and keep every state of both.",
+            "Run one of them again with one state, or the updates of a window of MLPs or attention modules, "
+            "from the other.",
+            "Tokens are paired by what they are: before the subject, in it and after it, each counted from the "
+            "end of its part.",
+            "The colour says how far the answer comes that belongs to the states: from this run's value to the "
+            "other run's.",
+        ),
+        dark="The other question's answer has come; on a dark page, bright.",
+        misleads="The last states of the read-out token bring everything by construction. Two subjects of different "
+        "length share fewer pairs. A state carries more than the fact: what differs between the two questions "
+        "is all that it can show.",
+        source="Vig et al. 2020 (arXiv 2004.12265); Zhang and Nanda 2023 (arXiv 2309.16042), also for the logit "
+        "difference.",
+    ),
+    Method(
+        name="zeroing",
+        title="Representation zeroing",
+        module="representation_zeroing",
+        question="Which updates must be there?",
+        answer="Put zeros in the place of MLP or attention updates, without corrupting anything else.",
+        recipe=(
+            "Run the prompt once as it is.",
+            "Choose sets of tokens, or each position, and a window of layers.",
+            "Run again with these updates zero, and compare the answer's probability.",
+            "The effect is the share of the plain run's probability that is gone.",
+        ),
+        misleads="A zero is a state that the model never meets, so a loss may be damage rather than a fact that "
+        "is gone. Updates that can stand in for each other look unimportant one by one.",
+        source="Hase et al. 2023, appendix on representation zeroing (arXiv 2301.04213).",
+    ),
+    Method(
+        name="compare",
+        title="A and B",
+        question="What does a change of fact, model or parameter change?",
+        answer="The same experiment twice, side by side on one scale, and what B has more than A.",
+        recipe=(
+            "Pin what is asked now as A: fact, model and parameters.",
+            "Change anything: that is B. Both are drawn with the same axes and colour limits.",
+            "Rows meet by layer and token; tokens of two prompts by role, subject-last with subject-last.",
+            "Subtract: B − A, zero in the colour of the page; ranks by their ratio.",
+        ),
+        dark="B is lower (blue) or higher (orange) than A; on a dark page, bright.",
+        misleads="A difference of two numbers has the noise of both: compare it with that of the random "
+        "controls. Two facts differ in more than the subject, and layers of models of different depth meet by "
+        "number only.",
+        source="FactScope.",
+    ),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+"""Every card by its name."""
+
+
+def markdown(method: Method, *, heading: str = "") -> str:
+    """A card as Markdown.
+
+    Args:
+        heading: what stands before its title, "## "; empty leaves the title out.
+    """
+    parts = [f"{heading}{plain(method.title)}"] if heading else []
+    parts.append(f"**{plain(method.question)}** {plain(method.answer)}")
+    parts.append("\n".join(f"{i}. {plain(step)}" for i, step in enumerate(method.recipe, start=1)))
+    named = (("Dark means:", method.dark), ("Can mislead:", method.misleads), ("Source:", method.source))
+    parts += [f"**{name}** {plain(text)}" for name, text in named if text]
+    return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown takes literally."""
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def page() -> str:
+    """``docs/methods.md``: all cards."""
+    opening = (
+        "# Methods\n\nThe cards behind the question marks of the pages. Written by `python tools/write_methods.py` "
+        "from `factscope/methods.py`.\n"
+    )
+    return "\n".join([opening, *(markdown(method, heading="## ") for method in _ALL)])
