@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import compare, figures, help, messages, panels, parts, picker, requests, runs, state
+from dashboard import compare, evidence, figures, help, messages, panels, parts, picker, requests, runs, state
 from factscope.charts import Figure
 from factscope.queries import Query
 
@@ -20,13 +20,16 @@ def draw() -> None:
     if compare.show((TOP, LAYERS), prediction):
         _choose_quantity()
         return
+    wordings = _asked_wordings(prediction)
+    with messages.caught():
+        evidence.show(prediction, [found.result for _, found in wordings if found.state == "done"])
     first, second, third = st.columns([0.27, 0.34, 0.39], gap="medium")
     with first, messages.caught():
         _first_choices(prediction)
     with second, messages.caught():
         _over_layers(prediction)
     with third, messages.caught():
-        _paraphrases(prediction)
+        _paraphrases(prediction, wordings)
     with messages.caught():
         _examples()
 
@@ -48,21 +51,31 @@ def _over_layers(prediction: Any) -> None:
     panels.figure(shown, name="layers", found=found, code=panels.python_lines(query, spec, "logit_lens"), height=196)
 
 
-def _paraphrases(prediction: Any) -> None:
-    panels.heading("The same fact in other words", "prediction")
+def _asked_wordings(prediction: Any) -> list[tuple[str, Any]]:
+    """Every other wording with its run."""
     fact = state.view().fact
-    answer = prediction.target.text.strip()
+    answer = _answer(prediction)
     wordings = (picker.paraphrases(fact) + _own_wordings())[: requests.MAX_WORDINGS]
-    spaced = fact.answer is not None or prediction.target.text[:1].isspace()
-    rows = []
+    found = []
     for i, prompt in enumerate(wordings):
-        asked = Query(prompt=prompt, answer=answer if spaced else None, bos=fact.bos, score=fact.score)
-        found = runs.request(f"paraphrase-{i}", "prediction", asked, requests.wording())
-        rows.append(_row(prompt, found))
+        asked = Query(prompt=prompt, answer=answer, bos=fact.bos, score=fact.score)
+        found.append((prompt, runs.request(f"paraphrase-{i}", "prediction", asked, requests.wording())))
     for i in range(len(wordings), requests.MAX_WORDINGS):
         runs.release(f"paraphrase-{i}")
+    return found
+
+
+def _answer(prediction: Any) -> str | None:
+    """What other wordings are asked for; None where the model's own first choice is no word that could be typed."""
+    target = prediction.target.text
+    return target.strip() if state.view().fact.answer is not None or target[:1].isspace() else None
+
+
+def _paraphrases(prediction: Any, wordings: list[tuple[str, Any]]) -> None:
+    panels.heading("The same fact in other words", "prediction")
+    rows = [_row(prompt, found) for prompt, found in wordings]
     if rows:
-        _table(rows, answer if spaced else None)
+        _table(rows, _answer(prediction))
     else:
         parts.note("quiet", ["No other wordings are known for this prompt. Add your own:"])
     with st.popover("Own wordings", icon=":material/add:", type="tertiary"):
