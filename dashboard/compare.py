@@ -209,7 +209,10 @@ def both(command: str, a: Any, b: Any) -> Both:
     for result, own in ((a, [pair.a for pair in pairs]), (b, [pair.b for pair in pairs])):
         table = result.table()
         if rows.position:
-            numbers = [at if isinstance(at, str) else own.index(at) for at in table[rows.position].tolist()]
+            if "rank" in rows.axes:  # a cell's numbers stand in each of its rows, one for each token that it lists
+                table = table[table["rank"] == 1].reset_index(drop=True)
+            pair = {position: i for i, position in enumerate(own)}
+            numbers = [at if isinstance(at, str) else pair[at] for at in table[rows.position].tolist()]
             table[rows.position] = pd.Series(numbers, dtype=object)
         tables.append(table)
     return Both(a=a, b=b, table=comparison.join(tables[0], tables[1], rows).table, pairs=pairs)

@@ -56,14 +56,19 @@ def join(a: pd.DataFrame, b: pd.DataFrame, rows: Rows) -> Joined:
     if not shared:
         raise _no_shared_row(left, right, rows)
     keys = [*left, *(key for key in right if key not in left)]
+    at = [[side.get(key) for key in keys] for side in (left, right)]
+
+    def values(name: str) -> tuple[list[Any], list[Any]]:
+        columns = a[name].tolist(), b[name].tolist()
+        x, y = ([None if i is None else column[i] for i in rows] for column, rows in zip(columns, at, strict=True))
+        return x, y
+
     columns: dict[str, list[Any]] = {axis: [key[i] for key in keys] for i, axis in enumerate(rows.axes)}
     for label in rows.labels:
-        columns[f"{label}_a"] = [left.get(key, {}).get(label) for key in keys]
-        columns[f"{label}_b"] = [right.get(key, {}).get(label) for key in keys]
+        columns[f"{label}_a"], columns[f"{label}_b"] = values(label)
     optional = [name for name in rows.optional if name in a.columns and name in b.columns]
     for measure in (*rows.measures, *optional):
-        before = [_number(left.get(key, {}).get(measure), measure) for key in keys]
-        after = [_number(right.get(key, {}).get(measure), measure) for key in keys]
+        before, after = ([_number(value, measure) for value in side] for side in values(measure))
         columns[f"{measure}_a"], columns[f"{measure}_b"] = before, after
         columns[f"{measure}_difference"] = [
             None if x is None or y is None else y - x for x, y in zip(before, after, strict=True)
@@ -72,18 +77,17 @@ def join(a: pd.DataFrame, b: pd.DataFrame, rows: Rows) -> Joined:
     return Joined(table=table, both=len(shared), only_a=len(left) - len(shared), only_b=len(right) - len(shared))
 
 
-def _by_axes(table: pd.DataFrame, rows: Rows, side: str) -> dict[Key, dict[str, Any]]:
-    """Rows by their axes. Equal ones (two tokens of one text) are told apart by their order."""
+def _by_axes(table: pd.DataFrame, rows: Rows, side: str) -> dict[Key, int]:
+    """Row numbers by the rows' axes. Equal ones (two tokens of one text) are told apart by their order."""
     missing = [name for name in (*rows.axes, *rows.labels, *rows.measures) if name not in table.columns]
     if missing:
         raise SpecError(
             f"the rows of {side} have no column {missing[0]!r}", "give an output of this version of the command"
         )
-    found: dict[Key, dict[str, Any]] = {}
+    found: dict[Key, int] = {}
     seen: Counter[Key] = Counter()
-    for row in table.to_dict("records"):
-        axes = tuple(row[axis] for axis in rows.axes)
-        found[*axes, seen[axes]] = {str(name): value for name, value in row.items()}
+    for number, axes in enumerate(zip(*(table[axis].tolist() for axis in rows.axes), strict=True)):
+        found[*axes, seen[axes]] = number
         seen[axes] += 1
     return found
 

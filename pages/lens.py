@@ -133,7 +133,7 @@ GRID = compare.Panel(
         quantity=QUANTITY[view.lens.value],
         what=VALUES[view.lens.value].replace("answer", both.answer),
     ),
-    row_height=20,
+    row_height=15,
     places=False,
 )
 
