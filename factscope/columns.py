@@ -248,7 +248,7 @@ _ALL = (
     Column(
         name="logit_difference",
         unit="nats",
-        meaning="Logit of the answer minus that of the other question's answer.",
+        meaning="Logit of the answer minus that of the foil, or of the other question's answer.",
         source=FACTSCOPE,
     ),
     # cost
@@ -329,6 +329,7 @@ ROWS = {
     "trace": Rows(
         axes=("position", "layer"),
         measures=("p_restored", "indirect_effect"),
+        optional=("logit_difference",),
         labels=("site",),
         position="position",
     ),

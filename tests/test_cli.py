@@ -206,6 +206,16 @@ def test_a_trace_tells_its_peak_its_bands_and_its_doubts() -> None:
     assert max(map(len, table.splitlines())) < 400
 
 
+def test_a_foil_gives_a_trace_its_logit_differences() -> None:
+    asked = ("trace", *ANSWERED, "--foil", "Tokyo", "--positions", "last", "--samples", "2", "--format", "json")
+    data = invoke(*asked).data
+    assert list(data["rows"][0])[-1] == "logit_difference"
+    last = data["rows"][-1]["logit_difference"]
+    assert last == pytest.approx(data["summary"]["logit_difference_clean"], abs=1e-4)
+    assert data["summary"]["logit_difference_corrupted"] != data["summary"]["logit_difference_clean"]
+    assert not any("foil" in warning for warning in data["warnings"])
+
+
 def test_a_trace_takes_other_corruptions() -> None:
     asked = ("trace", *ANSWERED, "--positions", "last", "--samples", "2", "--format", "json")
     plain = invoke(*asked, "--noise", "0.8").data

@@ -264,15 +264,20 @@ class TraceResult:
     # ------------------------------------------------------------------ tables
 
     def table(self) -> pd.DataFrame:
-        """One row per (position, layer) that was computed: the contract's columns for ``trace``; means over seeds."""
-        restored, effect = self.p_restored, self.indirect_effect
+        """One row per (position, layer) that was computed: the contract's columns for ``trace``; means over seeds.
+
+        With a foil the logit difference stands beside them.
+        """
+        restored, effect, apart = self.p_restored, self.indirect_effect, _mean(self.logit_difference_restored_by_seed)
         rows = [
-            (self.spec.site, position, layer, float(restored[i, j]), float(effect[i, j]))
+            (self.spec.site, position, layer, float(restored[i, j]), float(effect[i, j]), float(apart[i, j]))
             for i, position in enumerate(self.positions)
             for j, layer in enumerate(self.layers)
             if not np.isnan(restored[i, j])
         ]
-        return pd.DataFrame(rows, columns=["site", "position", "layer", "p_restored", "indirect_effect"])
+        names = ["site", "position", "layer", "p_restored", "indirect_effect", "logit_difference"]
+        found = pd.DataFrame(rows, columns=names)
+        return found.drop(columns="logit_difference") if np.isnan(self.logit_difference_clean) else found
 
     def summary(self) -> dict[str, Any]:
         """What the table does not say: the contract's summary for ``trace``.
@@ -289,6 +294,9 @@ class TraceResult:
             "early_peak": self._told(self.early_peak),
             "noise": self.provenance,
         }
+        if not np.isnan(self.logit_difference_clean):
+            clean, corrupted, _ = self.measured("logit_difference")
+            found |= {"logit_difference_clean": clean, "logit_difference_corrupted": corrupted}
         if len(self.seeds) > 1:
             found["bands"] = self._bands()
         return found
