@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from dashboard.link import HOME, Cursor, FlowChoice, LensChoice, PatchChoice, TraceChoice, TraceSite
 from factscope.experiments.attention_knockout import KnockoutSpec
@@ -138,6 +138,7 @@ def home(wordings: tuple[str, ...] = ()) -> list[tuple[str, Query, Any]]:
         ("logit_lens", HOME, lens()),
         ("attention_knockout", HOME, curve(flow)),
         ("attention_knockout", HOME, knockout_map(flow)),
+        *(("causal_tracing", HOME, trace(TraceChoice(), site)) for site in get_args(TraceSite)),
     ]
     return asked + [("prediction", Query(prompt=prompt, answer=HOME.answer), wording()) for prompt in wordings]
 

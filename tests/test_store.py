@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from cli_runner import PROMPT, SUBJECT, tiny_handle
 
-from factscope.experiments import attention_knockout, logit_lens, prediction
+from factscope.experiments import attention_knockout, causal_tracing, logit_lens, prediction
 from factscope.experiments.attention_knockout import KnockoutSpec
 from factscope.queries import Query
 from factscope.store import from_json, to_json
@@ -24,7 +24,9 @@ def flow() -> attention_knockout.KnockoutResult:
     return attention_knockout.run(tiny_handle(), QUERY, KnockoutSpec(sources=("subject", "last")))
 
 
-@pytest.mark.parametrize("experiment", [prediction, attention_knockout, logit_lens], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "experiment", [prediction, attention_knockout, logit_lens, causal_tracing], ids=lambda module: module.__name__
+)
 def test_a_result_survives_json(experiment: object) -> None:
     result = experiment.run(tiny_handle(), QUERY)  # type: ignore[attr-defined]
     text = json.dumps(to_json(result), allow_nan=False)
@@ -42,6 +44,14 @@ def test_what_was_not_computed_stays_so(flow: attention_knockout.KnockoutResult)
     again = from_json(json.loads(json.dumps(to_json(dataclasses.replace(flow, p_knockout=p)), allow_nan=False)))
     assert np.isnan(again.p_knockout[0, 1])
     assert len(again.table()) == len(flow.table()) - 1
+
+
+def test_a_number_that_is_none_stays_so() -> None:
+    result = causal_tracing.run(tiny_handle(), QUERY)
+    again = from_json(json.loads(json.dumps(to_json(result), allow_nan=False)))
+    assert np.isnan(again.logit_difference_clean)
+    assert again.doubts == result.doubts
+    assert again.peak == result.peak
 
 
 def test_an_unknown_type_is_refused() -> None:

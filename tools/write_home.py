@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dashboard import picker, requests
 from dashboard.link import HOME
 from factscope import load
-from factscope.experiments import attention_knockout, logit_lens, prediction
+from factscope.experiments import attention_knockout, causal_tracing, logit_lens, prediction
 from factscope.queries import Query
 from factscope.store.examples import write_examples
 
@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "prediction": prediction.run,
     "logit_lens": logit_lens.run,
     "attention_knockout": attention_knockout.run,
+    "causal_tracing": causal_tracing.run,
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from factscope.experiments.attention_knockout import KnockoutResult, KnockoutSpec
 from factscope.experiments.logit_lens import LensResult, LensSpec
 from factscope.experiments.prediction import Prediction, PredictionSpec, TokenProbability
+from factscope.experiments.traces import TraceResult, TraceSpec
 from factscope.models.handle import ModelInfo
 from factscope.queries import Query
 from factscope.tokens import Target, Token, TokenizedQuery
@@ -19,13 +20,13 @@ _TYPES = {
     cls.__name__: cls
     for cls in (
         KnockoutResult, KnockoutSpec, LensResult, LensSpec, ModelInfo, Prediction, PredictionSpec, Query, Target, Token,
-        TokenizedQuery, TokenProbability,
+        TokenizedQuery, TokenProbability, TraceResult, TraceSpec,
     )
 }  # fmt: skip
 
 
 def to_json(value: Any) -> Any:
-    """A result as plain JSON values: numbers with seven significant digits, NaN as null, types named."""
+    """A result as plain JSON values: numbers with seven significant digits, NaN as null or named, types named."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"$type": type(value).__name__, **fields}
@@ -36,7 +37,7 @@ def to_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {"$dict": [[to_json(k), to_json(v)] for k, v in value.items()]}
     if isinstance(value, float):
-        return _numbers(value)
+        return {"$float": "nan"} if math.isnan(value) else _numbers(value)
     return value
 
 
@@ -67,6 +68,8 @@ def from_json(data: Any) -> Any:
         if dtype.kind == "f":
             values = np.where(values == None, np.nan, values).astype(dtype)  # noqa: E711 - elementwise
         return values
+    if "$float" in data:
+        return float(data["$float"])
     if "$tuple" in data:
         return tuple(from_json(v) for v in data["$tuple"])
     return {from_json(k): from_json(v) for k, v in data["$dict"]}
