@@ -124,6 +124,7 @@ def figure(
     height: int | None = None,
     legend: int = 90,
     point: bool = True,
+    beside: int = 1,
 ) -> None:
     """A figure with its sentence, table, exports and Python lines. A click on a cell moves the cursor.
 
@@ -132,13 +133,14 @@ def figure(
         height: in pixels where the page needs another than the figure's own.
         legend: characters in a line of the legend's title.
         point: whether a click moves the cursor.
+        beside: how many figures like this one stand side by side; many marks together are drawn on a canvas.
     """
     spec = copy.deepcopy(shown.spec)
     if height is not None:
         spec["height"] = height
     spec["padding"] = {"left": 4, "top": 0, "right": 4, "bottom": 2}
     _wrap_legends(spec, legend)
-    spec["usermeta"] = {"embedOptions": {"renderer": _renderer(len(shown.data))}}
+    spec["usermeta"] = {"embedOptions": {"renderer": _renderer(beside * len(shown.data))}}
     key = f"chart-{name}-{found.key[:10]}"
     runs.drawn(len(shown.data))
     if point:

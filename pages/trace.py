@@ -180,6 +180,7 @@ def _panel(prediction: Any, site: TraceSite) -> Any:
             code=panels.python_lines(query, spec, "causal_tracing"),
             height=panels.rows_height(len(found.value.positions)),
             legend=46,
+            beside=len(PANELS),
         )
     return found
 
