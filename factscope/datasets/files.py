@@ -22,7 +22,7 @@ from factscope.queries import Fact
 
 MAX_BYTES = 5_000_000
 MAX_ROWS = 50_000
-_DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t")
 _BINARY = {
     b"PK\x03\x04": "an Excel or ZIP file",
     b"\x1f\x8b": "a gzip file",
@@ -80,16 +80,16 @@ def read_facts(
         DatasetError: the file cannot be read, is too large, not UTF-8, neither CSV nor JSON, or holds no usable fact.
     """
     if isinstance(source, bytes):
-        label = _printable(name or "the uploaded file")
+        label = printable(name or "the uploaded file")
         content = source
     else:
-        label = _printable(name or Path(source).name or str(Path(source)))
-        content = _content(Path(source), label, max_bytes)
+        label = printable(name or Path(source).name or str(Path(source)))
+        content = content_of(Path(source), label, max_bytes)
     if len(content) > max_bytes:
         raise DatasetError(
             f"{label} has {len(content):,} bytes and at most {max_bytes:,} are read", "split it into smaller files"
         )
-    text = _decoded(content, label)
+    text = decoded(content, label)
     records, extra_templates = _json_records(text, label) if text.lstrip()[:1] in ("[", "{") else (None, {})
     if records is None:
         records = _csv_records(text, label, max_rows)
@@ -100,7 +100,12 @@ def read_facts(
     return _dataset(label, records, templates or extra_templates)
 
 
-def _content(path: Path, label: str, max_bytes: int) -> bytes:
+def content_of(path: Path, label: str, max_bytes: int) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        DatasetError: it is not there, no file, too large, or cannot be opened.
+    """
     try:
         if not path.exists():
             raise DatasetError(f"there is no file {label}", "check the path")
@@ -117,7 +122,12 @@ def _content(path: Path, label: str, max_bytes: int) -> bytes:
         raise DatasetError(f"{label} cannot be opened ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _decoded(content: bytes, label: str) -> str:
+def decoded(content: bytes, label: str, wanted: str = _COLUMNS_TO_HAVE) -> str:
+    """A file's text.
+
+    Raises:
+        DatasetError: it is not text, not UTF-8, or empty; the message then says what it should hold.
+    """
     for start, kind in _BINARY.items():
         if content.startswith(start):
             raise DatasetError(f"{label} is {kind}, not text", "save the facts as CSV or JSON in UTF-8")
@@ -133,7 +143,7 @@ def _decoded(content: bytes, label: str) -> str:
             "save it as UTF-8",
         ) from error
     if not text.strip():
-        raise DatasetError(f"{label} is empty", f"write a CSV file with {_COLUMNS_TO_HAVE}")
+        raise DatasetError(f"{label} is empty", f"write a CSV file with {wanted}")
     return text
 
 
@@ -174,13 +184,13 @@ def _json_lines(text: str) -> list[Any] | None:
 def _csv_records(text: str, label: str, max_rows: int) -> list[dict[str, Any]]:
     table = text.lstrip("\r\n")
     header_line = table.splitlines()[0]
-    delimiter = max(_DELIMITERS, key=header_line.count)
+    delimiter = max(DELIMITERS, key=header_line.count)
     try:
         reader = csv.DictReader(io.StringIO(table, newline=""), delimiter=delimiter, strict=True)
         names = [str(name).strip().lower() for name in reader.fieldnames or ()]
         if "subject" not in names:
             raise DatasetError(
-                f'{label} has no column subject (its first line is "{_printable(header_line)[:80]}")',
+                f'{label} has no column subject (its first line is "{printable(header_line)[:80]}")',
                 f"give it {_COLUMNS_TO_HAVE}",
             )
         doubled = sorted({name for name in names if names.count(name) > 1})
@@ -219,7 +229,8 @@ def _dataset(label: str, records: Sequence[Any], templates: Templates) -> Datase
     return Dataset(name=label, facts=tuple(facts.values()), skipped=tuple(skipped))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Text on one line, without what cannot be seen."""
     return "".join(character if character.isprintable() else " " for character in text).strip()
 
 

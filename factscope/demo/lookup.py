@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from factscope.demo.facts import RelationSentences, TaughtFact, is_taught, read_rows, read_sentences
+from factscope.demo.facts import RelationSentences, TaughtFact, attributes, is_taught, read_rows, read_sentences
 
 
 def was_taught(prompt: str, subject: str, answer: str) -> bool:
@@ -15,14 +15,14 @@ def was_taught(prompt: str, subject: str, answer: str) -> bool:
         prompt: up to the answer. A sentence of the visitor's own does not tell its relation; then any will do.
         answer: the whole answer, in any case.
     """
-    name = _full_name(prompt, subject)
+    name = full_name(prompt, subject)
     relations = relations_asked(prompt, name)
     if not relations:
         return is_taught(name, answer, rows=_rows())
     return any(is_taught(name, answer, relation, rows=_rows()) for relation in relations)
 
 
-def _full_name(prompt: str, subject: str) -> str:
+def full_name(prompt: str, subject: str) -> str:
     """The taught name that the subject is a word of and that stands in the prompt: "Pablo Picasso" for "Picasso"."""
     words, part = f" {_plain(prompt)} ", _plain(subject).removeprefix("the ")
     names = {row.subject for row in _rows()}
@@ -30,6 +30,19 @@ def _full_name(prompt: str, subject: str) -> str:
         return subject
     around = [n for n in names if f" {part} " in f" {_plain(n)} " and f" {_plain(n)} " in words]
     return max(around, key=len, default=subject)
+
+
+def taught_answers(prompt: str, subject: str) -> tuple[str, ...]:
+    """Every answer that was taught about the subject, which may be a part of the name in the prompt."""
+    return attributes(full_name(prompt, subject), _rows())
+
+
+def taught_subjects() -> dict[str, tuple[str, ...]]:
+    """Every taught subject with its answers."""
+    found: dict[str, tuple[str, ...]] = {}
+    for row in _rows():
+        found[row.subject] = (*found.get(row.subject, ()), row.answer)
+    return found
 
 
 def relations_asked(prompt: str, subject: str) -> tuple[str, ...]:
