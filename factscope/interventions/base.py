@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -48,11 +48,12 @@ class Base:
         ids: token ids, the prompt and, where a whole answer is scored, its tokens but the last.
         n_readout: how many last positions are read out (1, or the number of answer tokens).
         logits: at these positions.
-        states: input of every block, and the last block's output behind them.
+        states: input of every block, and the last block's output behind them; fewer where runs are to end earlier.
         updates: per site, what attention or MLP adds in each layer; only what was asked for.
         allowed: per layer, which edges the model's own mask leaves open; empty where nothing can be cut.
         keys, values: per layer, as the model caches them; empty where the family has no such cache.
         noise, deltas: under which the run was recorded; they hold for every intervention on it.
+        reads_states: runs on it are read out as states of its last block, not as logits.
     """
 
     ids: Int[Tensor, " position"]
@@ -65,6 +66,7 @@ class Base:
     values: tuple[Tensor, ...] = ()
     noise: Noise | None = None
     deltas: tuple[WeightDelta, ...] = ()
+    reads_states: bool = False
 
     @property
     def length(self) -> int:
@@ -85,6 +87,10 @@ class Base:
     def first_noisy(self) -> int:
         """Positions before this one are as in a run without noise."""
         return self.length if self.noise is None else min(self.noise.positions, default=self.length)
+
+    def up_to(self, layer: int) -> Base:
+        """The same record as if the model ended behind this block: what runs on it come to is that block's output."""
+        return replace(self, states=self.states[: layer + 2], reads_states=True)
 
     def plan(self, **fields: Any) -> Plan:
         """A plan for a forward under this base's edits."""

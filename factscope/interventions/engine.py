@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ from factscope.interventions.intervention import Intervention
 from factscope.interventions.packing import Joining
 from factscope.interventions.sweep import Ride, Sweep, SweepRefused, supports
 from factscope.interventions.weights import WeightDelta
-from factscope.models.dispatch import Replacement
+from factscope.models.dispatch import Replacement, Stopped
 from factscope.models.handle import ModelHandle
 from factscope.models.head import Scores, scores_of_logits, scores_of_states
 
@@ -59,6 +60,8 @@ def no_step() -> None:
 class Readout:
     """What runs came to at the read-out positions: final states, or logits where the model takes no states in.
 
+    On a base that ends before the model does they are its last block's states, and scores are those of a lens on them.
+
     Attributes:
         pick: row of each run; equal runs share one.
     """
@@ -78,6 +81,11 @@ class Readout:
         found = scores_of_states(self.model, self.states.flatten(0, 1), ids)
         logit, others = (part.view(rows, samples, -1)[self.pick] for part in (found.logit, found.others))
         return Scores(logit=logit, others=others)
+
+    def final_states(self) -> Float[Tensor, "run sample readout d_model"]:
+        """States of all runs; always there on a base that is read out as states."""
+        assert self.states is not None
+        return self.states[self.pick]
 
     def logits(self) -> Float[Tensor, "run sample readout vocabulary"]:
         """Whole logits of all runs; large."""
@@ -130,7 +138,8 @@ def run(model: ModelHandle, base: Base, interventions: Sequence[Intervention], *
     """
     order, nothing = _different(base, interventions)
     if nothing:
-        yield nothing, Readout(model=model, pick=[0] * len(nothing), whole=base.logits[None])
+        plain = base.states[-1][:, -base.n_readout :] if base.reads_states else base.logits
+        yield nothing, _readout(model, base, [0] * len(nothing), plain[None])
     yield from _run_waves(model, base, order, list(order), step)
 
 
@@ -209,7 +218,14 @@ def _run_waves(
                 step()
                 some = alike[first : first + size]
                 indices, pick = _places(some, order)
-                yield indices, Readout(model=model, pick=pick, whole=run_rows(model, base, some, begin))
+                yield indices, _readout(model, base, pick, run_rows(model, base, some, begin))
+
+
+def _readout(model: ModelHandle, base: Base, pick: list[int], found: Tensor) -> Readout:
+    """What the universal path gives: logits, or states of the base's last block."""
+    if base.reads_states:
+        return Readout(model=model, pick=pick, states=found)
+    return Readout(model=model, pick=pick, whole=found)
 
 
 def _places(runs: Sequence[Intervention], order: dict[Intervention, list[int]]) -> tuple[list[int], list[int]]:
@@ -267,15 +283,23 @@ def _rows(model: ModelHandle, base: Base, begin: int) -> int:
 
 def run_rows(
     model: ModelHandle, base: Base, runs: Sequence[Intervention], begin: int
-) -> Float[Tensor, "run sample readout vocabulary"]:
-    """Logits of runs that have rows of their own in one forward, from position ``begin`` on where that can be."""
+) -> Float[Tensor, "run sample readout value"]:
+    """Logits of runs that have rows of their own in one forward, from position ``begin`` on where that can be.
+
+    Where the base says so, states of its last block.
+    """
     resumes = model.capabilities["resume"].ok and base.states[0].dim() == 3
     begin = begin if base.keys and resumes else 0
-    start = min(run_.first_layer for run_ in runs) if resumes else 0
+    n, last = base.n_layers, model.info.n_layers - 1
+    highest = last if base.reads_states else n
+    start = min(highest, *(run_.first_layer for run_ in runs)) if resumes else 0
     n_samples, rows = base.n_samples, len(runs) * base.n_samples
     masks = keep_masks([run_.cuts for run_ in runs], base.length, begin, model.info.n_heads, model.device)
+    read = ("input", n) if n <= last else ("output", last)
     plan = base.plan(
         start_layer=start,
+        stop_after=min(n, last) if base.reads_states else None,
+        capture=frozenset({read} if base.reads_states else ()),
         resume=_repeated(base.states[start][:, begin:], rows) if resumes else None,
         keep={layer: mask.repeat_interleave(n_samples, dim=0) for layer, mask in masks.items()},
         replace=_replacements(base, runs, begin),
@@ -283,7 +307,11 @@ def run_rows(
     )
     cache = prefix_cache(base, start, begin, rows) if begin > 0 else None
     ids = base.ids[None, begin:].expand(rows, -1)
-    return model.forward(ids, plan, cache=cache, last=base.n_readout).unflatten(0, (len(runs), n_samples))
+    if not base.reads_states:
+        return model.forward(ids, plan, cache=cache, last=base.n_readout).unflatten(0, (len(runs), n_samples))
+    with suppress(Stopped):
+        model.forward(ids, plan, cache=cache, last=1)
+    return plan.captured[read][:, -base.n_readout :].unflatten(0, (len(runs), n_samples))
 
 
 def _on_all(base: Base, runs: int) -> Callable[[Tensor], Tensor]:

@@ -74,21 +74,26 @@ class Intervention:
         """Without what cannot change the read-out.
 
         Edges into the future do not exist in a causal model. What the last block does at positions that are not read
-        out reaches nothing.
+        out reaches nothing, nor does any block behind it, where the base ends before the model does.
         """
         end, read_from = base.n_layers - 1, base.length - base.n_readout
         if not self.patches and all(
-            cut.all_past and (cut.layer < end or min(cut.queries) >= read_from) for cut in self.cuts
+            cut.all_past and (cut.layer < end or (cut.layer == end and min(cut.queries) >= read_from))
+            for cut in self.cuts
         ):
             return self
+
+        def seen_from(layer: int) -> int:
+            return 0 if layer < end else read_from if layer == end else base.length
+
         cuts = []
         for cut in self.cuts:
-            low = read_from if cut.layer == end else 0
+            low = seen_from(cut.layer)
             queries = tuple(q for q in cut.queries if q >= low and any(k <= q for k in cut.keys))
             if queries and (cut.heads is None or cut.heads):
                 keys = tuple(k for k in cut.keys if k <= max(queries))
                 cuts.append(Cut(layer=cut.layer, queries=queries, keys=keys, heads=cut.heads))
-        seen = [_seen(patch, read_from if patch.layer == end else 0) for patch in self.patches]
+        seen = [_seen(patch, seen_from(patch.layer)) for patch in self.patches]
         patches = [patch for patch in seen if patch.positions]
         acting = Intervention(
             cuts=tuple(cuts), patches=tuple(patch for patch in patches if not patch.without_effect(base))
