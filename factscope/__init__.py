@@ -32,6 +32,10 @@ _HOME = {
     "CounterfactualSpec": "factscope.experiments.counterfactual_patching:CounterfactualSpec",
     "causal_tracing": "factscope.experiments.causal_tracing:run",
     "TraceSpec": "factscope.experiments.causal_tracing:TraceSpec",
+    "subject_enrichment": "factscope.experiments.subject_enrichment:run",
+    "EnrichmentSpec": "factscope.experiments.subject_enrichment:EnrichmentSpec",
+    "sub_updates": "factscope.experiments.sub_updates:run",
+    "SubUpdatesSpec": "factscope.experiments.sub_updates:SubUpdatesSpec",
     "bundled_facts": "factscope.datasets:bundled_facts",
     "read_facts": "factscope.datasets:read_facts",
     "charts": "factscope.charts",
@@ -54,15 +58,20 @@ if TYPE_CHECKING:
     from factscope.experiments.prediction import run as predict
     from factscope.experiments.representation_zeroing import ZeroingSpec
     from factscope.experiments.representation_zeroing import run as representation_zeroing
+    from factscope.experiments.sub_updates import SubUpdatesSpec
+    from factscope.experiments.sub_updates import run as sub_updates
+    from factscope.experiments.subject_enrichment import EnrichmentSpec
+    from factscope.experiments.subject_enrichment import run as subject_enrichment
     from factscope.models.handle import ModelHandle
     from factscope.models.loading import load
     from factscope.queries import Fact, Query, Relation
     from factscope.tokens import tokenize
 
 __all__ = [
-    "CounterfactualSpec", "Fact", "FactScopeError", "KnockoutSpec", "LensSpec", "ModelHandle", "PredictionSpec",
-    "Query", "Relation", "TraceSpec", "ZeroingSpec", "attention_knockout", "bundled_facts", "causal_tracing", "charts",
-    "counterfactual_patching", "load", "logit_lens", "predict", "read_facts", "representation_zeroing", "tokenize",
+    "CounterfactualSpec", "EnrichmentSpec", "Fact", "FactScopeError", "KnockoutSpec", "LensSpec", "ModelHandle",
+    "PredictionSpec", "Query", "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout",
+    "bundled_facts", "causal_tracing", "charts", "counterfactual_patching", "load", "logit_lens", "predict",
+    "read_facts", "representation_zeroing", "sub_updates", "subject_enrichment", "tokenize",
 ]  # fmt: skip
 
 

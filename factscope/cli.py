@@ -384,6 +384,93 @@ def trace(
     _run("trace", compute, _wanted(model, revision, dtype, device), format, out)
 
 
+class KnockoutChoice(StrEnum):
+    """Which updates are cancelled."""
+
+    mlp = "mlp"
+    attention = "attention"
+
+
+@app.command()
+def enrich(
+    prompt: Prompt,
+    subject: Subject = None,
+    occurrence: Occurrence = None,
+    answer: Answer = None,
+    foil: Foil = None,
+    score: Scored = ScoreChoice.token,
+    bos: BosChoice = Choice.auto,
+    attributes: Annotated[
+        str,
+        typer.Option(
+            "--attributes",
+            help="A CSV file (subject, paragraphs), a folder of text, or bundled for the taught facts.",
+        ),
+    ] = "bundled",
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            "--positions",
+            help="Comma-separated: subject-first, subject-last, subject-after, last, mean-embedding, or one position"
+            " such as 0. [default: all of these but single positions]",
+        ),
+    ] = None,
+    kept: Annotated[int, typer.Option("--kept", help="m: how many tokens of each projection are counted.")] = 50,
+    precision: Annotated[
+        bool, typer.Option("--precision", help="Count as many tokens as there are attributes instead.")
+    ] = False,
+    others: Annotated[int, typer.Option("--others", help="Other subjects that are drawn, the null.")] = 10,
+    knockout: Annotated[
+        KnockoutChoice | None,
+        typer.Option("--knockout", help="Cancel these updates at the subject first, around each layer."),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option("--window", help="Layers cancelled together. [default: about a fifth of them]")
+    ] = None,
+    read_layer: Annotated[
+        int | None, typer.Option("--read-layer", help="Whose output is read after a knockout. [default: 0.83 of them]")
+    ] = None,
+    sub_updates: Annotated[
+        int | None,
+        typer.Option("--sub-updates", help="Instead: what this layer's MLP neurons write at the subject."),
+    ] = None,
+    notebook: Annotated[bool, typer.Option("--notebook", help="As the paper's notebook does it.")] = False,
+    model: ModelName = "bundled",
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    seed: Seed = 1,
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
+    """Subject enrichment: how many of the tokens that states speak for are attributes of the subject."""
+    query = _query(prompt, subject, occurrence, answer, foil, score, bos)
+    shared: dict[str, Any] = {
+        "attributes": attributes, "kept": None if precision else kept, "others": others, "notebook": notebook,
+        "seed": seed,
+    }  # fmt: skip
+    named = _names("--positions", positions)
+    chosen: dict[str, Any] = {
+        "knockout": None if knockout is None else knockout.value,
+        "window": window,
+        "read_layer": read_layer,
+    }
+    _refuse_unread(chosen, named, sub_updates)
+
+    def compute(handle: Any, progress: Any) -> Any:
+        from factscope.experiments import subject_enrichment
+
+        if sub_updates is not None:
+            from factscope.experiments import sub_updates as neurons
+
+            return neurons.run(handle, query, neurons.SubUpdatesSpec(layer=sub_updates, **shared), progress=progress)
+        where: dict[str, Any] = {"positions": named} if named else {}
+        spec = subject_enrichment.EnrichmentSpec(**shared, **chosen, **where)
+        return subject_enrichment.run(handle, query, spec, progress=progress)
+
+    _run("enrich", compute, _wanted(model, revision, dtype, device), format, out)
+
+
 @app.command()
 def models(
     model: Annotated[str | None, typer.Option("--model", help="Load this one and measure what it supports.")] = None,
@@ -566,6 +653,25 @@ def _options(name: str, text: str) -> list[str]:
     return found
 
 
+def _refuse_unread(chosen: dict[str, Any], positions: tuple[str, ...], sub_updates: int | None) -> None:
+    """Options of enrich that would change nothing."""
+    for name in ("window", "read_layer"):
+        if chosen["knockout"] is None and chosen[name] is not None:
+            raise SpecError(
+                f"--{name.replace('_', '-')} {chosen[name]} stands without --knockout", "name what is knocked out"
+            )
+    if positions and (chosen["knockout"] is not None or sub_updates is not None):
+        other = "--knockout" if sub_updates is None else "--sub-updates"
+        raise SpecError(
+            f"--positions {_cut(','.join(positions))!r} stands beside {other}, which reads subject-last",
+            "leave one of them out",
+        )
+    if sub_updates is not None and chosen["knockout"] is not None:
+        raise SpecError(
+            f"--sub-updates {sub_updates} stands beside --knockout {chosen['knockout']}", "give one or the other"
+        )
+
+
 def _wanted(model: str, revision: str | None, dtype: Dtype, device: str) -> dict[str, Any]:
     return {"name": model, "revision": revision, "dtype": dtype.value, "device": device}
 
@@ -740,6 +846,11 @@ def _place(where: Path | None) -> str:
 
 
 def _summary(command: str, result: Any) -> dict[str, Any]:
+    if command == "enrich":
+        found = {"n_attributes": result.n_attributes}
+        if getattr(result, "read_layer", None) is None:
+            return found
+        return {**found, "read_layer": result.read_layer, "window": result.window, "base_rate": result.base_rate}
     if command == "trace":
         return result.summary()
     if command != "predict":

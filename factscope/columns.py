@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 GEVA = "Geva et al. 2023, arXiv 2304.14767"
 HASE = "Hase et al. 2023, arXiv 2301.04213"
+GEVA_MLP = "Geva et al. 2022, arXiv 2203.14680"
 MENG = "Meng et al. 2022, arXiv 2202.05262"
 LOGIT_LENS = "nostalgebraist 2020, interpreting GPT: the logit lens"
 FACTSCOPE = "FactScope"
@@ -250,6 +251,49 @@ _ALL = (
         unit="nats",
         meaning="Logit of the answer minus that of the foil, or of the other question's answer.",
         source=FACTSCOPE,
+    ),
+    # subject enrichment
+    Column(
+        name="attributes_rate",
+        unit="percent",
+        meaning="Share of attributes of the subject among the first 50 meaningful tokens that a state speaks for.",
+        source=GEVA,
+    ),
+    Column(
+        name="ceiling",
+        unit="percent",
+        meaning="The highest attributes rate that so many known attributes allow.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="other_subject_rate",
+        unit="percent",
+        meaning="The same rate for attributes of other subjects, drawn at random: what chance and common words give.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="neuron",
+        unit="",
+        meaning="Number of the neuron in the MLP: the row of its last matrix, counted from 0.",
+        source=GEVA_MLP,
+    ),
+    Column(
+        name="activation",
+        unit="",
+        meaning="How strongly the neuron is switched on at the subject: the factor of what it writes.",
+        source=GEVA_MLP,
+    ),
+    Column(
+        name="size",
+        unit="",
+        meaning="Length of the vector that the neuron adds: its activation times the length of its row.",
+        source=GEVA_MLP,
+    ),
+    Column(
+        name="top_tokens",
+        unit="",
+        meaning="The tokens that the neuron's part of the update speaks for most, through the output embedding.",
+        source=GEVA_MLP,
     ),
     # cost
     Column(name="seconds", unit="seconds", meaning="Time of the computation alone, without loading.", source=FACTSCOPE),

@@ -14,11 +14,12 @@ import pytest
 from cli_runner import FACT, PROMPT, SUBJECT, TINY, invoke, refused, save_tiny, tiny_handle
 
 from factscope import cli
-from factscope.experiments import attention_knockout, causal_tracing, logit_lens, prediction
+from factscope.experiments import attention_knockout, causal_tracing, logit_lens, prediction, subject_enrichment
 from factscope.experiments.attention_knockout import KnockoutSpec
 from factscope.experiments.causal_tracing import TraceSpec
 from factscope.experiments.logit_lens import LensSpec
 from factscope.experiments.prediction import PredictionSpec
+from factscope.experiments.subject_enrichment import EnrichmentSpec
 from factscope.queries import Query
 
 QUERY = Query(prompt=PROMPT, subject=SUBJECT, answer="Paris")
@@ -38,6 +39,11 @@ COMMANDS: dict[str, tuple[tuple[str, ...], list[str], list[str]]] = {
         ],
         [],
     ),
+    "enrich": (
+        ("--kept", "20"),
+        ["position", "layer", "attributes_rate", "ceiling", "other_subject_rate"],
+        ["n_attributes"],
+    ),
     "trace": (
         ("--site", "mlp", "--positions", "subject,last", "--seeds", "3,4", "--samples", "2", "--noise", "0.8"),
         ["site", "position", "layer", "p_restored", "indirect_effect"],
@@ -50,6 +56,7 @@ RUNS: dict[str, Callable[[], Any]] = {
         tiny_handle(), QUERY, KnockoutSpec(sources=("subject", "last"), control=2, seed=1)
     ),
     "lens": lambda: logit_lens.run(tiny_handle(), QUERY, LensSpec(site="mlp", top_k=3)),
+    "enrich": lambda: subject_enrichment.run(tiny_handle(), QUERY, EnrichmentSpec(kept=20)),
     "trace": lambda: causal_tracing.run(
         tiny_handle(),
         QUERY,
@@ -295,7 +302,7 @@ def test_a_model_is_inspected(tmp_path: Path) -> None:
     assert len(pd.read_parquet(tmp_path / "models.parquet")) == len(pd.read_csv(tmp_path / "models.csv"))
 
 
-@pytest.mark.parametrize("command", ["predict", "flow", "lens", "compare", "models", "serve"])
+@pytest.mark.parametrize("command", ["predict", "flow", "lens", "enrich", "compare", "models", "serve"])
 def test_every_command_explains_itself(command: str, repository: Path) -> None:
     outcome = invoke(command, "--help")
     assert (outcome.status, outcome.err) == (0, "")
@@ -308,7 +315,9 @@ def test_every_command_explains_itself(command: str, repository: Path) -> None:
 def test_the_program_explains_itself() -> None:
     outcome = invoke("--help")
     assert outcome.status == 0
-    assert all(command in outcome.out for command in ("predict", "flow", "lens", "compare", "models", "serve"))
+    assert all(
+        command in outcome.out for command in ("predict", "flow", "lens", "enrich", "compare", "models", "serve")
+    )
 
 
 # What goes wrong on the way

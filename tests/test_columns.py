@@ -23,10 +23,13 @@ LENS = (
     "target_probability",
     "entropy",
 )
+ENRICH = ("attributes_rate", "ceiling", "other_subject_rate", "neuron", "activation", "size", "top_tokens")
 TRACE = ("site", "position", "layer", "p_restored", "indirect_effect", "p_clean", "p_corrupted", "total_effect")
 
 
-@pytest.mark.parametrize("name", sorted({*PREDICT, *FLOW, *LENS, *TRACE, "role", "continuation", "known", "taught"}))
+@pytest.mark.parametrize(
+    "name", sorted({*PREDICT, *FLOW, *LENS, *TRACE, *ENRICH, "role", "continuation", "known", "taught"})
+)
 def test_every_column_of_the_contract_is_defined(name: str) -> None:
     assert COLUMNS[name].name == name
 

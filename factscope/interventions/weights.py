@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from factscope.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from factscope.models.handle import ModelHandle
 
 Place = Literal["down_projection", "output_projection"]
 
@@ -45,3 +50,29 @@ def overlay(deltas: Sequence[WeightDelta]) -> Mapping[tuple[str, int], Callable[
         return lambda x: torch.stack([delta.added(x) for delta in found]).sum(dim=0)
 
     return {at: found[0].added if len(found) == 1 else together(found) for at, found in by_map.items()}
+
+
+def down_weight(model: ModelHandle, layer: int) -> Float[Tensor, "d_in d_out"]:
+    """The matrix of an MLP's down-projection: row i is what neuron i writes.
+
+    Raises:
+        CapabilityError: the MLP has no such matrix, or it is kept in another form.
+    """
+    model.require("dense_mlp", "a look into the MLP's neurons")
+    module: Any = model.parts.wiring.down_projection[layer]
+    weight = module.weight.detach()
+    if not weight.is_floating_point():
+        raise CapabilityError(
+            f"the weights of {model.info.name} are kept in {weight.dtype}, which has no plain matrix to look into",
+            "load it in float32 or bfloat16",
+        )
+    return weight.T if isinstance(module, nn.Linear) else weight
+
+
+def silenced(model: ModelHandle, layer: int) -> Callable[[Tensor], Tensor]:
+    """What to add to a down-projection's output so that its bias alone is left, as if all neurons were at zero.
+
+    Raises:
+        CapabilityError: the MLP has no plain down-projection.
+    """
+    return WeightDelta(layer=layer, place="down_projection", right=-down_weight(model, layer)).added

@@ -27,9 +27,9 @@ from transformers.pytorch_utils import Conv1D
 
 Site = str
 """``input`` and ``output`` of a block; ``attention`` and ``mlp``: the updates added to the residual stream;
-``pattern``: attention weights; ``heads``: input of the attention's output projection; ``allowed``: [query, key],
-which edges the model's own mask leaves open; ``embedding``: output of the embedding module; ``head``: what the output
-embedding is given."""
+``pattern``: attention weights; ``heads``: input of the attention's output projection; ``neurons``: input of the MLP's
+down-projection; ``allowed``: [query, key], which edges the model's own mask leaves open; ``embedding``: output of the
+embedding module; ``head``: what the output embedding is given."""
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 """An attention function as transformers calls it: (module, query, key, value, mask, ...) to (output, weights)."""
@@ -161,6 +161,7 @@ class Dispatcher:
                 projection.register_forward_pre_hook(self._heads_hook(index))
                 projection.register_forward_hook(self._added_hook("output_projection", index))
             if (projection := wiring.down_projection[index]) is not None:
+                projection.register_forward_pre_hook(self._neurons_hook(index))
                 projection.register_forward_hook(self._added_hook("down_projection", index))
             for site, (module, multiplier) in wiring.updates[index].items():
                 module.register_forward_hook(self._update_hook(site, index, multiplier))
@@ -259,6 +260,14 @@ class Dispatcher:
             plan = self._plan()
             if plan is not None and ("heads", index) in plan.capture:
                 plan.captured["heads", index] = args[0].detach().clone()
+
+        return hook
+
+    def _neurons_hook(self, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            plan = self._plan()
+            if plan is not None and ("neurons", index) in plan.capture:
+                plan.captured["neurons", index] = args[0].detach().clone()
 
         return hook
 

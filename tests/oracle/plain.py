@@ -39,6 +39,9 @@ class Trace:
     mlp: Tensor
 
 
+Change = Callable[[str, int, Tensor], Tensor]
+"""(site "attention" or "mlp", layer, update [position, d_model]) to what is added to the stream instead."""
+
 Plain = Callable[[Sequence[int], Collection[Edge]], Trace]
 
 
@@ -71,6 +74,10 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Te
     weights = torch.where(allowed, (scores - highest).exp(), 0.0)
     mixed = (weights / weights.sum(dim=-1, keepdim=True)) @ values
     return mixed.transpose(0, 1).reshape(queries.shape[1], -1)
+
+
+def unchanged(site: str, layer: int, update: Tensor) -> Tensor:
+    return update
 
 
 def layers_of_window(center: int, size: int, n_layers: int) -> list[int]:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from tests.oracle.plain import Edge, Embed, Puts, State, Trace, attend, open_edges, put
+from tests.oracle.plain import Change, Edge, Embed, Puts, State, Trace, attend, open_edges, put, unchanged
 
 
 def run(
@@ -21,6 +21,8 @@ def run(
     eps: float = 1e-5,
     embed: Embed = lambda words: words,
     puts: Puts = MappingProxyType({}),
+    change: Change = unchanged,
+    even: Collection[int] = (),
 ) -> Trace:
     """One forward; ``state`` is the float64 state dict of GPT2LMHeadModel."""
     length = len(ids)
@@ -31,11 +33,12 @@ def run(
         at = f"transformer.h.{layer}."
         fused = _affine(state, at + "attn.c_attn", layer_norm(state, at + "ln_1", x, eps))
         q, k, v = (part.reshape(length, n_heads, -1).transpose(0, 1) for part in fused.chunk(3, dim=-1))
+        q = q * (layer not in even)  # where it is, every open edge weighs the same
         mixed = attend(q, k, v, open_edges(length, n_heads, layer, forbidden))
-        attention = put(_affine(state, at + "attn.c_proj", mixed), puts, "attention", layer)
+        attention = put(change("attention", layer, _affine(state, at + "attn.c_proj", mixed)), puts, "attention", layer)
         x = x + attention
         inner = gelu(_affine(state, at + "mlp.c_fc", layer_norm(state, at + "ln_2", x, eps)))
-        mlp = put(_affine(state, at + "mlp.c_proj", inner), puts, "mlp", layer)
+        mlp = put(change("mlp", layer, _affine(state, at + "mlp.c_proj", inner)), puts, "mlp", layer)
         x = put(x + mlp, puts, "output", layer)
         blocks.append(x)
         attentions.append(attention)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from tests.oracle.plain import Edge, Embed, Puts, State, Trace, attend, open_edges, put
+from tests.oracle.plain import Change, Edge, Embed, Puts, State, Trace, attend, open_edges, put, unchanged
 
 
 def run(
@@ -22,6 +22,8 @@ def run(
     theta: float = 10000.0,
     embed: Embed = lambda words: words,
     puts: Puts = MappingProxyType({}),
+    change: Change = unchanged,
+    even: Collection[int] = (),
 ) -> Trace:
     """One forward; ``state`` is the float64 state dict of LlamaForCausalLM, ``n_groups`` its key-value heads."""
     length = len(ids)
@@ -35,13 +37,21 @@ def run(
         k = rotate(_heads(read @ state[at + "self_attn.k_proj.weight"].T, n_groups), theta)
         v = _heads(read @ state[at + "self_attn.v_proj.weight"].T, n_groups)
         group = [head * n_groups // n_heads for head in range(n_heads)]
+        q = q * (layer not in even)  # where it is, every open edge weighs the same
         mixed = attend(q, k[group], v[group], open_edges(length, n_heads, layer, forbidden))
-        attention = put(mixed @ state[at + "self_attn.o_proj.weight"].T, puts, "attention", layer)
+        attention = put(
+            change("attention", layer, mixed @ state[at + "self_attn.o_proj.weight"].T), puts, "attention", layer
+        )
         x = x + attention
         read = rms_norm(state, at + "post_attention_layernorm", x, eps)
         gate = read @ state[at + "mlp.gate_proj.weight"].T
         up = read @ state[at + "mlp.up_proj.weight"].T
-        mlp = put((gate * torch.sigmoid(gate) * up) @ state[at + "mlp.down_proj.weight"].T, puts, "mlp", layer)
+        mlp = put(
+            change("mlp", layer, (gate * torch.sigmoid(gate) * up) @ state[at + "mlp.down_proj.weight"].T),
+            puts,
+            "mlp",
+            layer,
+        )
         x = put(x + mlp, puts, "output", layer)
         blocks.append(x)
         attentions.append(attention)
