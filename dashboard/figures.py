@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,6 +114,49 @@ def trajectories(lens: Any, position: int, quantity: Any) -> Figure:
         position_label=f"token {position} {where.display}",
         cursor_layer=_cursor_layer(),
         caption=caption(lens, f"logit lens of {lens.spec.site}, {lens.spec.projection}, {BLOCK_NOTE}"),
+    )
+
+
+def attributes_rates(result: Any) -> Figure:
+    """Attributes rates by position, with the ceiling and the other subjects."""
+    return charts.attributes_rates(
+        result.positions,
+        result.layers,
+        result.rate,
+        result.other_rates,
+        ceiling=result.ceiling,
+        n_attributes=result.n_attributes,
+        subject=result.query.subject_text or "",
+        theme=theme(),
+        cursor_layer=_cursor_layer(),
+        caption=caption(result, _enrichment_words(result)),
+    )
+
+
+def sublayer_knockout(results: Mapping[str, Any]) -> Figure:
+    """Rates of the subject's last token under knockouts, by sublayer."""
+    result = next(iter(results.values()))
+    return charts.sublayer_knockout(
+        result.layers,
+        {site: one.rate[0] for site, one in results.items()},
+        base_rate=result.base_rate,
+        base_other_rates=result.base_other_rates,
+        ceiling=result.ceiling,
+        read_layer=result.read_layer,
+        window=result.window,
+        first=result.spec.notebook,
+        theme=theme(),
+        cursor_layer=_cursor_layer(),
+        caption=caption(result, f"{_enrichment_words(result)}, zeros at the subject, window {result.window}"),
+    )
+
+
+def _enrichment_words(result: Any) -> str:
+    source = result.source.rsplit(" ", 1)[0]
+    notebook = ", as the notebook" if result.spec.notebook else ""
+    return (
+        f"attributes from {source} ({result.n_attributes}), first {result.spec.kept} of the top {result.spec.top},"
+        f" {len(result.base_other_rates or result.other_rates)} other subjects, seed {result.spec.seed}{notebook}"
     )
 
 

@@ -27,6 +27,7 @@ SeverDraws = Literal["fixed", "compat"]
 TraceMeasure = Literal["probability", "log_odds", "logit_difference"]
 Direction = Literal["into_query", "into_other"]
 PatchMeasure = Literal["probability", "logit_difference"]
+AttributeSource = Literal["bundled", "table", "texts"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 HOME = Query(prompt="The Eiffel Tower is located in the city of", subject="Eiffel Tower", answer="Paris")
@@ -127,6 +128,22 @@ class PatchChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnrichChoice:
+    """Parameters of subject enrichment on the Lens page; None is the default for the model's depth.
+
+    Attributes:
+        source: where attributes come from; a file is not in the link and has to be given again.
+        first: whether position 0 has a curve.
+    """
+
+    source: AttributeSource = "bundled"
+    first: bool = False
+    window: int | None = None
+    read_layer: int | None = None
+    notebook: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """Everything that a link restores, but for the page, which is the path.
 
@@ -140,6 +157,7 @@ class View:
     lens: LensChoice = field(default_factory=LensChoice)
     trace: TraceChoice = field(default_factory=TraceChoice)
     patch: PatchChoice = field(default_factory=PatchChoice)
+    enrich: EnrichChoice = field(default_factory=EnrichChoice)
     a: View | None = None
 
 
@@ -174,6 +192,11 @@ def to_params(view: View) -> Params:
         ("projection", lens.projection, "normed"),
         ("value", lens.value, "top1"),
         ("transpose", int(lens.transpose), 0),
+        ("attributes", view.enrich.source, "bundled"),
+        ("position0", int(view.enrich.first), 0),
+        ("cancel", view.enrich.window, None),
+        ("read", view.enrich.read_layer, None),
+        ("notebook", int(view.enrich.notebook), 0),
     ]
     params = {name: [str(value)] for name, value, default in entries if value is not None and value != default}
     if flow.edges:
@@ -261,6 +284,13 @@ def _view(reader: _Reader) -> View:
             value=reader.choice("value", get_args(CellValue), "top1"),
             transpose=reader.number("transpose", 0, 1, 0) == 1,
             pinned=tuple(dict.fromkeys(reader.numbers("pin", MAX_PINNED, 10_000_000))) or lens.pinned,
+        ),
+        enrich=EnrichChoice(
+            source=reader.choice("attributes", get_args(AttributeSource), "bundled"),
+            first=reader.number("position0", 0, 1, 0) == 1,
+            window=reader.number("cancel", 1, 999, None),
+            read_layer=reader.number("read", 0, 998, None),
+            notebook=reader.number("notebook", 0, 1, 0) == 1,
         ),
         trace=_trace(reader),
         patch=PatchChoice(

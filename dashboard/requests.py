@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, get_args
 
-from dashboard.link import HOME, Cursor, FlowChoice, LensChoice, PatchChoice, TraceChoice, TraceSite
+from dashboard.link import HOME, Cursor, EnrichChoice, FlowChoice, LensChoice, PatchChoice, TraceChoice, TraceSite
 from factscope.experiments.attention_knockout import KnockoutSpec
 from factscope.experiments.counterfactual_patching import CounterfactualSpec
 from factscope.experiments.logit_lens import LensSpec
 from factscope.experiments.prediction import PredictionSpec
+from factscope.experiments.sub_updates import SubUpdatesSpec
+from factscope.experiments.subject_enrichment import POSITIONS, EnrichmentSpec, Sublayer
 from factscope.experiments.traces import TraceSpec
 from factscope.queries import Query
 
+BUNDLED = "bundled"
+BUNDLED_LAYERS = 8
 MAX_OWN = 4
 MAX_WORDINGS = 12
 
@@ -111,6 +115,44 @@ def check_noise(choice: TraceChoice) -> None:
         parse_rule(choice.noise)
 
 
+def enrichment(choice: EnrichChoice, attributes: str) -> EnrichmentSpec:
+    """The attributes rate by position."""
+    positions = (*POSITIONS, "0") if choice.first else POSITIONS
+    return EnrichmentSpec(attributes=attributes, positions=positions, notebook=choice.notebook)
+
+
+def sublayer(choice: EnrichChoice, attributes: str, site: Sublayer) -> EnrichmentSpec:
+    """The rate of the subject's last token when a sublayer's updates are cancelled."""
+    return EnrichmentSpec(
+        attributes=attributes, knockout=site, window=choice.window, read_layer=choice.read_layer,
+        notebook=choice.notebook,
+    )  # fmt: skip
+
+
+def neurons(choice: EnrichChoice, attributes: str, layer: int) -> SubUpdatesSpec:
+    """What the neurons of one MLP write."""
+    return SubUpdatesSpec(layer=layer, attributes=attributes, notebook=choice.notebook)
+
+
+def knockout_defaults(choice: EnrichChoice, n_layers: int) -> tuple[int, int]:
+    """The window and the read layer that a sublayer knockout uses."""
+    from factscope.experiments import subject_enrichment as method
+
+    window = method.NOTEBOOK_WINDOW if choice.notebook else method.default_window(n_layers)
+    read = method.default_read_layer(n_layers)
+    return (
+        window if choice.window is None else choice.window,
+        read if choice.read_layer is None else choice.read_layer,
+    )
+
+
+def shareable(spec: EnrichmentSpec) -> EnrichmentSpec:
+    """The spec with a name in place of where an uploaded file lies on the server."""
+    if spec.attributes == BUNDLED:
+        return spec
+    return replace(spec, attributes="about.csv" if spec.attributes.endswith(".csv") else "texts")
+
+
 def lens_passes(found: Any) -> int:
     """Projections of a lens run: one a layer, and the embedding."""
     return found.model.n_layers + 1
@@ -126,11 +168,23 @@ def map_passes(found: Any) -> int:
     return len(found.query.ids) * found.model.n_layers
 
 
-def home(wordings: tuple[str, ...] = ()) -> list[tuple[str, Query, Any]]:
+def home_enrichment(n_layers: int) -> list[tuple[str, Query, Any]]:
+    """What the Lens page asks besides the lens: rates, both knockouts, and every MLP's neurons."""
+    choice = EnrichChoice()
+    return [
+        ("subject_enrichment", HOME, enrichment(choice, BUNDLED)),
+        ("subject_enrichment", HOME, sublayer(choice, BUNDLED, "mlp")),
+        ("subject_enrichment", HOME, sublayer(choice, BUNDLED, "attention")),
+        *(("sub_updates", HOME, neurons(choice, BUNDLED, layer)) for layer in range(n_layers)),
+    ]
+
+
+def home(wordings: tuple[str, ...] = (), n_layers: int = BUNDLED_LAYERS) -> list[tuple[str, Query, Any]]:
     """Every (experiment, query, spec) that the home example needs on all pages with their default parameters.
 
     Args:
         wordings: the home fact's paraphrases.
+        n_layers: of the bundled model.
     """
     flow = FlowChoice()
     asked: list[tuple[str, Query, Any]] = [
@@ -139,6 +193,7 @@ def home(wordings: tuple[str, ...] = ()) -> list[tuple[str, Query, Any]]:
         ("attention_knockout", HOME, curve(flow)),
         ("attention_knockout", HOME, knockout_map(flow)),
         *(("causal_tracing", HOME, trace(TraceChoice(), site)) for site in get_args(TraceSite)),
+        *home_enrichment(n_layers),
     ]
     return asked + [("prediction", Query(prompt=prompt, answer=HOME.answer), wording()) for prompt in wordings]
 

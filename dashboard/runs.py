@@ -25,7 +25,10 @@ from factscope import __version__
 from factscope.errors import InputError, SubjectError
 from factscope.queries import Query
 
-Kind = Literal["prediction", "attention_knockout", "logit_lens", "causal_tracing", "counterfactual_patching"]
+Kind = Literal[
+    "prediction", "attention_knockout", "logit_lens", "causal_tracing", "counterfactual_patching", "subject_enrichment",
+    "sub_updates",
+]  # fmt: skip
 SPREAD = "spread"
 """The choice of device that lets accelerate spread a model over devices and disk."""
 OF_A = "-a"
@@ -41,6 +44,8 @@ _SHARE: dict[Kind, float] = {
     "logit_lens": 0.2,
     "causal_tracing": 0.5,
     "counterfactual_patching": 0.1,
+    "subject_enrichment": 0.3,
+    "sub_updates": 1.0,
 }
 """An intervention's part of a whole forward, until it is measured: a knockout recomputes one token, beside others, a
 restored state the tokens behind it in ten samples."""
@@ -50,6 +55,8 @@ _SHARE_ALONE: dict[Kind, float] = {
     "logit_lens": 1.0,
     "causal_tracing": 3.0,
     "counterfactual_patching": 0.5,
+    "subject_enrichment": 0.6,
+    "sub_updates": 1.0,
 }
 """The same for models without the fast path."""
 _PATIENCE = 0.35  # seconds that one run of the script may wait for quick results, so that nothing flickers

@@ -124,6 +124,56 @@ _ALL = (
         "et al. 2023 (arXiv 2303.08112) for what it misses.",
     ),
     Method(
+        name="enrichment",
+        title="Subject enrichment",
+        module="subject_enrichment",
+        question="Is the subject's last token enriched with attributes, where, and by what?",
+        answer="Of the tokens that a state speaks for, how many belong to the subject.",
+        recipe=(
+            "Attributes are the tokens of text about the subject: taught facts, a CSV, or a folder searched with BM25.",
+            "Project the state with the output embedding alone, take the top 500 tokens, and drop stop words, short "
+            "ones and the subject's name.",
+            "Of the first 50 that are left, the rate is the share that are attributes.",
+            "Dashed is the ceiling that so few attributes allow; the band is the same for ten other subjects' "
+            "attributes.",
+        ),
+        dark="Grey is no higher than for every other subject: no enrichment is seen there, and no peak is named.",
+        misleads="With few attributes the rate jumps by single tokens. Words common to all text count too, which is "
+        "what the band is for. A raw projection of early layers reads them in the last layer's terms.",
+        source="Geva et al. 2023, section 5 (arXiv 2304.14767).",
+    ),
+    Method(
+        name="sublayer",
+        title="Sublayer knockout",
+        question="Which updates enrich the subject?",
+        answer="Cancel the MLP's or the attention's updates at the subject, and read its last token later.",
+        recipe=(
+            "Choose a window of layers around each layer, and a later layer that is read.",
+            "At the subject's tokens zeros take the place of what these MLPs (or attentions) add.",
+            "Measure the attributes rate of the subject's last token at the layer that is read.",
+            "The dotted line is the rate when nothing is cancelled.",
+        ),
+        dark="Low means that these updates were needed. Grey: the rate was no higher than other subjects' to begin "
+        "with, so there was nothing to lose.",
+        misleads="A zero update is a state that the model never meets; a window behind the read layer does nothing.",
+        source="Geva et al. 2023, section 5 (arXiv 2304.14767).",
+    ),
+    Method(
+        name="neurons",
+        title="Sub-updates of an MLP",
+        module="sub_updates",
+        question="Which neurons of an MLP write the attributes?",
+        answer="An MLP's update is a sum over its neurons: activation times a fixed row.",
+        recipe=(
+            "Take the MLP of the cursor's layer, at the subject's last token.",
+            "Rank its neurons by the length of what they add.",
+            "Project each part to tokens.",
+            "Its attributes rate is measured like a state's.",
+        ),
+        misleads="Parts can cancel each other; a neuron's top tokens are no proof that it is for them.",
+        source="Geva et al. 2022 (arXiv 2203.14680); LM-Debugger (arXiv 2204.12130).",
+    ),
+    Method(
         name="trace",
         title="Causal tracing",
         module="causal_tracing",

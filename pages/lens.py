@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import compare, figures, messages, panels, requests, runs, state
+from dashboard import compare, enrichment, figures, messages, panels, requests, runs, state
 from dashboard.link import MAX_PINNED
 
 SITES = {"block": "block", "mlp": "MLP update", "attention": "attention update"}
@@ -41,6 +41,8 @@ def draw() -> None:
     if found is not None and lens is not None:
         with messages.caught():
             _trajectories(lens, found, panels.python_lines(query, spec, "logit_lens"))
+    with messages.caught():
+        enrichment.show(prediction)
 
 
 def _controls(choice: Any) -> None:

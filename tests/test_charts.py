@@ -145,6 +145,19 @@ def trace_roles(**more):
     return charts.trace_roles(table, clean=0.9, corrupted=0.1, answer=" Paris", **more)
 
 
+def rates(**more):
+    rate = [[1, 2, 4, 8], [np.nan, 0, 1, 3], [2, np.nan, np.nan, np.nan]]
+    others = np.ones((3, 3, 4)) * [[[0.5]], [[1.0]], [[2.0]]]
+    names = ("subject-last", "last", "mean-embedding")
+    given = {"ceiling": 12.0, "n_attributes": 6, "subject": "</script> Tower", "cursor_layer": 1, **more}
+    return charts.attributes_rates(names, (-1, 0, 1, 2), rate, others, **given)
+
+
+def sublayers(**more):
+    given = {"base_rate": 6.0, "base_other_rates": (0.0, 2.0), "ceiling": 12.0, "read_layer": 2, "window": 1, **more}
+    return charts.sublayer_knockout((0, 1, 2), {"mlp": [2, 4, 6], "attention": [6, np.nan, 6]}, **given)
+
+
 BUILDERS = {
     "trace of states": trace_map,
     "trace of MLPs in log-odds": lambda **more: trace_map(site="mlp", measure="log_odds", window=2, **more),
@@ -165,6 +178,8 @@ BUILDERS = {
     "rank curve": lambda **more: curves("rank", **more),
     "entropy curve": lambda **more: curves("entropy", **more),
     "trajectories": trajectories,
+    "attributes rates": rates,
+    "sublayer knockout": sublayers,
     "top tokens": bars,
 }
 

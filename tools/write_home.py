@@ -14,7 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dashboard import picker, requests
 from dashboard.link import HOME
 from factscope import load
-from factscope.experiments import attention_knockout, causal_tracing, logit_lens, prediction
+from factscope.experiments import (
+    attention_knockout,
+    causal_tracing,
+    logit_lens,
+    prediction,
+    sub_updates,
+    subject_enrichment,
+)
 from factscope.queries import Query
 from factscope.store.examples import write_examples
 
@@ -23,6 +30,8 @@ EXPERIMENTS = {
     "logit_lens": logit_lens.run,
     "attention_knockout": attention_knockout.run,
     "causal_tracing": causal_tracing.run,
+    "subject_enrichment": subject_enrichment.run,
+    "sub_updates": sub_updates.run,
 }
 
 

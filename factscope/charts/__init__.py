@@ -13,6 +13,7 @@ from factscope.charts import export
 from factscope.charts.bars import top_tokens
 from factscope.charts.curves import control_band, knockout_curve, layer_curves, token_trajectories, trace_roles
 from factscope.charts.differences import difference_bars, difference_curves, difference_map, lock
+from factscope.charts.enrichment import attributes_rates, sublayer_knockout
 from factscope.charts.figure import Figure
 from factscope.charts.heatmaps import knockout_map, lens_grid, trace_map
 from factscope.charts.text import TokenRow, token_rows
@@ -20,6 +21,7 @@ from factscope.charts.text import TokenRow, token_rows
 __all__ = [
     "Figure",
     "TokenRow",
+    "attributes_rates",
     "control_band",
     "difference_bars",
     "difference_curves",
@@ -30,6 +32,7 @@ __all__ = [
     "layer_curves",
     "lens_grid",
     "lock",
+    "sublayer_knockout",
     "token_rows",
     "token_trajectories",
     "top_tokens",

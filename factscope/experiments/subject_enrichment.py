@@ -102,7 +102,7 @@ class EnrichmentResult:
         other_rates: [draw, position, layer], for other subjects' attributes.
         places: [position, layer, attribute]: place among the kept tokens, from 1; 0 where it is not among them.
         ceiling: the highest rate possible.
-        base_rate, base_other_rates: with a knockout, of the same state when nothing is cancelled. NaN without.
+        base_rate, base_other_rates: with a knockout, of the same state when nothing is cancelled; else None, and none.
         read_layer, window: of a knockout; None and 0 without.
     """
 
@@ -121,7 +121,7 @@ class EnrichmentResult:
     other_rates: np.ndarray
     places: np.ndarray
     ceiling: float
-    base_rate: float
+    base_rate: float | None
     base_other_rates: tuple[float, ...]
     read_layer: int | None
     window: int
@@ -149,7 +149,7 @@ class EnrichmentResult:
     @property
     def base_beats_null(self) -> bool:
         """With a knockout: whether there is anything to lose."""
-        return bool(self.base_other_rates) and self.base_rate > max(self.base_other_rates)
+        return self.base_rate is not None and self.base_rate > max(self.base_other_rates, default=np.inf)
 
     def table(self) -> pd.DataFrame:
         """One row per (position, layer) that was computed: the contract's columns for ``enrich``."""
@@ -207,7 +207,7 @@ def run(
             p_target=float(measures.probability(work.logits, target.id)),
             rank=int(measures.rank(work.logits, target.id)),
             source=attributes.source, attributes=attributes.listed, positions=work.positions, layers=work.layers,
-            ceiling=attributes.ceiling, base_rate=np.nan if base is None else float(base.rate[0]),
+            ceiling=attributes.ceiling, base_rate=None if base is None else float(base.rate[0]),
             base_other_rates=() if base is None else tuple(base.others[:, 0].tolist()),
             read_layer=work.read_layer, window=work.window, warnings=(*warnings, *grid.warnings()),
             seconds=timed.seconds, passes=done, **grid.copies(),

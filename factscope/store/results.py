@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from factscope.experiments.attention_knockout import KnockoutResult, KnockoutSpec
+from factscope.experiments.attributes_rate import Attribute
 from factscope.experiments.logit_lens import LensResult, LensSpec
 from factscope.experiments.prediction import Prediction, PredictionSpec, TokenProbability
+from factscope.experiments.sub_updates import SubUpdatesResult, SubUpdatesSpec
+from factscope.experiments.subject_enrichment import EnrichmentResult, EnrichmentSpec
 from factscope.experiments.traces import TraceResult, TraceSpec
 from factscope.models.handle import ModelInfo
 from factscope.queries import Query
@@ -19,6 +22,7 @@ from factscope.tokens import Target, Token, TokenizedQuery
 _TYPES = {
     cls.__name__: cls
     for cls in (
+        Attribute, EnrichmentResult, EnrichmentSpec, SubUpdatesResult, SubUpdatesSpec,
         KnockoutResult, KnockoutSpec, LensResult, LensSpec, ModelInfo, Prediction, PredictionSpec, Query, Target, Token,
         TokenizedQuery, TokenProbability, TraceResult, TraceSpec,
     )

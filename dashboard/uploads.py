@@ -1,0 +1,64 @@
+"""Files of a visitor that experiments read: text about subjects. On disk while the session lasts, never in a link."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from dashboard.link import AttributeSource
+from factscope.datasets import MAX_BYTES
+from factscope.datasets.attributes import BUNDLED, SUFFIXES
+from factscope.errors import DatasetError
+
+MAX_FILES = 200
+_TABLE, _TEXTS = "your table.csv", "your texts"
+_LABELS: dict[AttributeSource, str] = {"table": "A CSV file: subject, paragraphs", "texts": "Text files, all at once"}
+
+
+@st.cache_resource(scope="session", show_spinner=False, on_release=lambda folder: folder.cleanup())
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="factscope-upload-")
+
+
+def attributes(source: AttributeSource) -> str | None:
+    """What an experiment is given as its source of attributes; None as long as the file is missing.
+
+    Raises:
+        DatasetError: the files are too large or too many.
+    """
+    if source == "bundled":
+        return BUNDLED
+    several = source == "texts"
+    given = st.file_uploader(
+        _LABELS[source],
+        type=["csv"] if source == "table" else [suffix.removeprefix(".") for suffix in SUFFIXES],
+        accept_multiple_files=several,
+        key=f"attributes-{source}",
+        help="At most 5 MB. It stays on this server while the page is open, and is not in the link.",
+    )
+    files = [] if given is None else [*given] if isinstance(given, list) else [given]
+    return _kept(files, several) if files else None
+
+
+def _kept(files: Sequence[Any], several: bool) -> str:
+    """Where the content lies; the same content always in the same place."""
+    contents = [(Path(str(file.name)).name, file.getvalue()) for file in files]
+    if sum(len(content) for _, content in contents) > MAX_BYTES or len(contents) > MAX_FILES:
+        raise DatasetError(
+            f"these {len(contents)} files have more than {MAX_BYTES:,} bytes, or are more than {MAX_FILES}",
+            "give fewer or smaller ones",
+        )
+    digest = hashlib.sha256()
+    for name, content in contents:
+        digest.update(f"{name} {len(content)} ".encode("utf-8", "surrogatepass") + content)
+    place = Path(_folder().name) / digest.hexdigest()[:16] / _TEXTS
+    if not place.exists():
+        place.mkdir(parents=True)
+        for i, (_, content) in enumerate(contents):
+            (place / (f"{i}.txt" if several else _TABLE)).write_bytes(content)
+    return str(place if several else place / _TABLE)
