@@ -17,6 +17,8 @@ from factscope.charts.curves import CONTROL, CurveShape, curve_spec
 from factscope.charts.figure import Figure, remakeable
 from factscope.charts.theme import Theme, ThemeName, theme_named
 
+_EMBEDDING, _CLOSE = -1, 16
+"""From so many layers on the embedding's name on the axis would run into its neighbours'."""
 _LIMITS = (2, 5, 10, 20, 50, 100)
 _SINGLE = "mean-embedding"
 """The series that is one point."""
@@ -205,6 +207,10 @@ def _spec(shape: CurveShape, levels: Mapping[str, float]) -> dict[str, Any]:
         colour = layer["encoding"]["color"]
         colour["scale"]["range"] = [*_colours(shape.series, look), *([look.control] if shape.banded else [])]
         colour["condition"] = {"test": f"datum.{field}", "value": look.control}
+    for layer in spec["layer"]:
+        axis = layer["encoding"]["x"]["axis"]
+        if axis["values"][0] == _EMBEDDING and len(shape.layers) > _CLOSE:  # the figure has half a page's width
+            axis["values"] = [v for v in axis["values"] if v == _EMBEDDING or v >= len(shape.layers) / _CLOSE]
     spec["layer"][-2:-2] = _levels(points["encoding"]["y"], look, list(levels))
     return spec
 
