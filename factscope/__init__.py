@@ -36,6 +36,10 @@ _HOME = {
     "EnrichmentSpec": "factscope.experiments.subject_enrichment:EnrichmentSpec",
     "sub_updates": "factscope.experiments.sub_updates:run",
     "SubUpdatesSpec": "factscope.experiments.sub_updates:SubUpdatesSpec",
+    "heads": "factscope.experiments.heads:run",
+    "HeadsSpec": "factscope.experiments.heads:HeadsSpec",
+    "attention_pattern": "factscope.experiments.attention_pattern:run",
+    "PatternSpec": "factscope.experiments.attention_pattern:PatternSpec",
     "bundled_facts": "factscope.datasets:bundled_facts",
     "read_facts": "factscope.datasets:read_facts",
     "charts": "factscope.charts",
@@ -48,10 +52,14 @@ if TYPE_CHECKING:
     from factscope.errors import FactScopeError
     from factscope.experiments.attention_knockout import KnockoutSpec
     from factscope.experiments.attention_knockout import run as attention_knockout
+    from factscope.experiments.attention_pattern import PatternSpec
+    from factscope.experiments.attention_pattern import run as attention_pattern
     from factscope.experiments.causal_tracing import TraceSpec
     from factscope.experiments.causal_tracing import run as causal_tracing
     from factscope.experiments.counterfactual_patching import CounterfactualSpec
     from factscope.experiments.counterfactual_patching import run as counterfactual_patching
+    from factscope.experiments.heads import HeadsSpec
+    from factscope.experiments.heads import run as heads
     from factscope.experiments.logit_lens import LensSpec
     from factscope.experiments.logit_lens import run as logit_lens
     from factscope.experiments.prediction import PredictionSpec
@@ -68,9 +76,10 @@ if TYPE_CHECKING:
     from factscope.tokens import tokenize
 
 __all__ = [
-    "CounterfactualSpec", "EnrichmentSpec", "Fact", "FactScopeError", "KnockoutSpec", "LensSpec", "ModelHandle",
-    "PredictionSpec", "Query", "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout",
-    "bundled_facts", "causal_tracing", "charts", "counterfactual_patching", "load", "logit_lens", "predict",
+    "CounterfactualSpec", "EnrichmentSpec", "Fact", "FactScopeError", "HeadsSpec", "KnockoutSpec", "LensSpec", "ModelHandle",
+    "PatternSpec", "PredictionSpec", "Query", "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout",
+    "attention_pattern", "bundled_facts", "causal_tracing", "charts", "counterfactual_patching", "heads", "load",
+    "logit_lens", "predict",
     "read_facts", "representation_zeroing", "sub_updates", "subject_enrichment", "tokenize",
 ]  # fmt: skip
 

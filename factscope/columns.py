@@ -13,6 +13,7 @@ GEVA = "Geva et al. 2023, arXiv 2304.14767"
 HASE = "Hase et al. 2023, arXiv 2301.04213"
 GEVA_MLP = "Geva et al. 2022, arXiv 2203.14680"
 MENG = "Meng et al. 2022, arXiv 2202.05262"
+CHUGHTAI = "Chughtai et al. 2024, arXiv 2402.07321"
 LOGIT_LENS = "nostalgebraist 2020, interpreting GPT: the logit lens"
 FACTSCOPE = "FactScope"
 
@@ -176,6 +177,44 @@ _ALL = (
         unit="nats",
         meaning="How undecided the reading is: 0 when one token has all the probability, larger the more share it.",
         source=LOGIT_LENS,
+    ),
+    # heads
+    Column(name="head", unit="head", meaning="Number of the attention head in its layer, counted from 0.", source=GEVA),
+    Column(
+        name="direct_effect",
+        unit="nats",
+        meaning="What a head, or a token through it, adds to the answer's logit, the norms behind keeping their scale.",
+        source=CHUGHTAI,
+    ),
+    Column(
+        name="direct_effect_foil",
+        unit="nats",
+        meaning="The same for the difference of two logits: the answer's minus the foil's.",
+        source=CHUGHTAI,
+    ),
+    Column(
+        name="attention_to_subject",
+        unit="fraction",
+        meaning="Share of the read-out token's attention in this head that goes to the subject's tokens.",
+        source=GEVA,
+    ),
+    Column(
+        name="mapping_rank",
+        unit="rank",
+        meaning="Rank of the answer among what the head's weights alone map the subject's input embedding to.",
+        source=GEVA,
+    ),
+    Column(
+        name="top_promoted",
+        unit="",
+        meaning="The token whose logit the head raises most.",
+        source=CHUGHTAI,
+    ),
+    Column(
+        name="weight",
+        unit="fraction",
+        meaning="Share of a token's attention in one head that goes to the source; a token's shares make 1.",
+        source=FACTSCOPE,
     ),
     # causal tracing
     Column(

@@ -25,10 +25,13 @@ LENS = (
 )
 ENRICH = ("attributes_rate", "ceiling", "other_subject_rate", "neuron", "activation", "size", "top_tokens")
 TRACE = ("site", "position", "layer", "p_restored", "indirect_effect", "p_clean", "p_corrupted", "total_effect")
+HEADS = (
+    "head", "direct_effect", "direct_effect_foil", "attention_to_subject", "mapping_rank", "top_promoted",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*PREDICT, *FLOW, *LENS, *TRACE, *ENRICH, "role", "continuation", "known", "taught"})
+    "name", sorted({*PREDICT, *FLOW, *LENS, *TRACE, *ENRICH, *HEADS, "role", "continuation", "known", "taught"})
 )
 def test_every_column_of_the_contract_is_defined(name: str) -> None:
     assert COLUMNS[name].name == name
@@ -45,7 +48,8 @@ def test_a_meaning_is_one_plain_sentence(name: str) -> None:
 
 def test_units_are_those_of_the_house() -> None:
     assert {c.unit for c in COLUMNS.values()} <= {
-        "", "probability", "nats", "percent", "rank", "layer", "layers", "position", "seconds", "MB",
+        "", "probability", "nats", "percent", "rank", "layer", "layers", "position", "seconds", "MB", "head",
+        "fraction",
     }  # fmt: skip
     for name, column in COLUMNS.items():
         if name.startswith("p_") or name.endswith("probability"):

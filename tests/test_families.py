@@ -39,18 +39,19 @@ NO_SPLIT = "no pair of module outputs adds up to what the block adds (every laye
 NOT_DENSE = "no single dense down-projection"
 NO_MASK = "no attention that takes a mask"
 UNSUPPORTED: dict[str, dict[str, str]] = {
-    "opt_350m": {"additive": NO_SPLIT},  # the norm comes after the sum
+    "opt_350m": {"additive": NO_SPLIT, "direct": NO_SPLIT},  # the norm comes after the sum
+    "falcon_rw": {"sources": "does not tell its weights"},  # its ALiBi is right in the fused attention alone
     "mixtral": {"dense_mlp": NOT_DENSE},
     "qwen2_moe": {"dense_mlp": f"{NOT_DENSE}|layers 0, 2, 3"},
     "olmoe": {"dense_mlp": NOT_DENSE},
     "gpt_oss": {"dense_mlp": NOT_DENSE},
-    "deepseek_v3": {"dense_mlp": f"{NOT_DENSE}|layers 1, 2, 3"},
+    "deepseek_v3": {"dense_mlp": f"{NOT_DENSE}|layers 1, 2, 3", "mappings": "no linear map"},  # a norm inside
     "mamba": {
         "knockout": NO_MASK,
         "head_knockout": NO_MASK,
         "suffix": NO_MASK,
         "additive": NO_SPLIT,
-        "heads": "does not split into heads",
+        **dict.fromkeys(("heads", "direct", "sources", "mappings"), "does not split into heads"),
         "dense_mlp": NOT_DENSE,
     },
 }
@@ -206,7 +207,9 @@ def test_fused_attention_gives_the_same(name: str) -> None:
     fused = copy.deepcopy(model)
     fused.set_attn_implementation("sdpa")
     other = handle_of(fused, name)
-    assert all(found.ok for key, found in other.capabilities.items() if key != "packed")
+    assert all(found.ok for key, found in other.capabilities.items() if key not in ("packed", "sources"))
+    told = other.capabilities["sources"]
+    assert told.ok == (name == "falcon_7b") or "does not tell its weights" in told.reason
     ids = distinct_prompt(model, LENGTH, seed=1)
     specs = (KnockoutSpec(sources=("each",), window=1), KnockoutSpec(edges=("5-6:3+4:*", "last:subject:2-3:0")))
     for spec in specs:

@@ -19,6 +19,8 @@ HEADINGS = {
     "lens": "lens",
     "additive": "updates",
     "heads": "heads",
+    "sources": "attention weights",
+    "mappings": "mappings",
     "dense_mlp": "MLP edits",
     "suffix": "cached prefix",
     "packed": "fast path",

@@ -21,7 +21,10 @@ MEANINGS = {
     "suffix": "only changed tokens are computed, on cached keys and values",
     "packed": "the fast path of many runs: all go through the layers together",
     "additive": "attention and MLP updates told apart",
-    "heads": "one head at a time",
+    "heads": "attention updates split into heads",
+    "direct": "what a head adds to the answer's logit",
+    "sources": "attention weights, and a head's part from each token",
+    "mappings": "what a head maps a token to, whatever the prompt",
     "dense_mlp": "edits of the MLP's down-projection",
 }
 

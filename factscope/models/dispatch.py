@@ -27,9 +27,12 @@ from transformers.pytorch_utils import Conv1D
 
 Site = str
 """``input`` and ``output`` of a block; ``attention`` and ``mlp``: the updates added to the residual stream;
-``pattern``: attention weights; ``heads``: input of the attention's output projection; ``neurons``: input of the MLP's
-down-projection; ``allowed``: [query, key], which edges the model's own mask leaves open; ``embedding``: output of the
-embedding module; ``head``: what the output embedding is given."""
+``pattern``: attention weights; ``row``: those of the last query alone; ``read``: what the attention module is given;
+``heads``: input of the attention's output projection; ``neurons``: input of the MLP's
+down-projection;``projected``: its output; ``allowed``: [query, key], which edges
+the model's own mask leaves open; ``embedding``: output of the
+embedding module; ``head``: what the output embedding is
+given."""
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 """An attention function as transformers calls it: (module, query, key, value, mask, ...) to (output, weights)."""
@@ -235,11 +238,15 @@ class Dispatcher:
             plan = self._plan()
             if plan is None:
                 return None
+            if (change := plan.replace.get(("read", index))) is not None:
+                args, kwargs = _with_states(args, kwargs, change.put_into(_states(args, kwargs)))
+            if ("read", index) in plan.capture:
+                plan.captured["read", index] = _states(args, kwargs).detach().clone()
             if ("allowed", index) in plan.capture:
-                hidden = args[0] if args else kwargs["hidden_states"]
-                plan.captured["allowed", index] = allowed(kwargs.get("attention_mask"), hidden.shape[-2])
+                queries = _states(args, kwargs).shape[-2]
+                plan.captured["allowed", index] = allowed(kwargs.get("attention_mask"), queries)
             if index not in plan.keep:
-                return None
+                return None if change is None else (args, kwargs)
             keep = plan.keep[index]
             return args, {**kwargs, "attention_mask": combine(kwargs.get("attention_mask"), keep)}
 
@@ -248,10 +255,13 @@ class Dispatcher:
     def _pattern_hook(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             plan = self._plan()
-            if plan is not None and ("pattern", index) in plan.capture and isinstance(output, tuple):
-                weights = next((part for part in output[1:] if isinstance(part, Tensor) and part.dim() == 4), None)
-                if weights is not None:
-                    plan.captured["pattern", index] = weights.detach().clone()
+            if plan is None or not isinstance(output, tuple) or not {("pattern", index), ("row", index)} & plan.capture:
+                return
+            weights = next((part for part in output[1:] if isinstance(part, Tensor) and part.dim() == 4), None)
+            if weights is not None:
+                for site, kept in (("pattern", weights), ("row", weights[:, :, -1])):
+                    if (site, index) in plan.capture:
+                        plan.captured[site, index] = kept.detach().clone()
 
         return hook
 
@@ -289,9 +299,13 @@ class Dispatcher:
     def _added_hook(self, name: str, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             plan = self._plan()
-            if plan is None or (added := plan.added.get((name, index))) is None:
+            if plan is None:
                 return None
-            return output + added(args[0]).to(output.dtype)
+            added = plan.added.get((name, index))
+            changed = output if added is None else output + added(args[0]).to(output.dtype)
+            if name == "output_projection" and ("projected", index) in plan.capture:
+                plan.captured["projected", index] = changed.detach().clone()
+            return None if added is None else changed
 
         return hook
 
@@ -403,6 +417,16 @@ def placed(value: Any, made_for: int, places: Int[Tensor, " token"]) -> Any:
     if value.dim() >= 2 and value.shape[1] == made_for:  # position ids, rotations
         return value[:, places]
     return value[places] if value.shape[0] == made_for else value
+
+
+def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states among the arguments of a module."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _with_states(args: tuple[Any, ...], kwargs: dict[str, Any], states: Tensor) -> tuple[Any, Any]:
+    """The arguments with other hidden states."""
+    return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
 
 def first(output: Any) -> Tensor:

@@ -16,6 +16,7 @@ from factscope.errors import CapabilityError, ModelUnsupported
 from factscope.models.discovery import Parts, discover, probe_ids
 from factscope.models.dispatch import Dispatcher, Plan, Stopped, first
 from factscope.models.head import Head
+from factscope.models.splitting import Reach
 from factscope.models.tuning import tune
 
 
@@ -58,6 +59,7 @@ class ModelHandle:
         max_tokens: the longest prompt that the model takes; None where the configuration names no limit.
         head: the output embedding as a plain matrix; None where it is none, or more than a scale follows it.
         rides: whether runs on the last position were verified to go along with the plain forward.
+        reach: the linear way from attention updates to the logits; None where there is none.
     """
 
     info: ModelInfo
@@ -71,6 +73,7 @@ class ModelHandle:
     warnings: tuple[str, ...] = ()
     head: Head | None = None
     rides: bool = False
+    reach: Reach | None = None
     _model: nn.Module = field(repr=False)
     _dispatcher: Dispatcher = field(repr=False)
     _keeps_last_only: bool = field(repr=False)
@@ -164,6 +167,12 @@ class ModelHandle:
         with suppress(Stopped):
             self.forward(ids, plan)
         return plan.captured["head", 0]
+
+    def project(self, layer: int, heads: Float[Tensor, "row width"]) -> Float[Tensor, "row d_model"]:
+        """A layer's output projection on what its heads give, side by side; keeps gradients of its input."""
+        module: Any = self.parts.wiring.output_projection[layer]
+        with self._dispatcher.running(Plan()):
+            return module(heads)
 
     def require_square_head(self, width: int) -> None:
         """Refuse a raw projection of states of another width than the output embedding's.

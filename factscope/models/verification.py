@@ -10,7 +10,10 @@ What fails here is a missing capability with a reason that a page shows, never a
     suffix         one token on cached keys and values gives the same logits, also with an edge cut
     packed         many runs together through the layers, on one shared prefix (sweep), give the same logits
     additive       attention update + MLP update = what each block adds
-    heads          the input of the output projection splits evenly into heads
+    heads          the parts of the heads and the bias add up to what the output projection gives (``splitting``)
+    direct         what a part adds to the logits, norms held fast, is a linear map
+    sources        attention weights are told, and weights times values are what the heads give
+    mappings       values are a linear map of what the attention reads
     dense_mlp      the MLP ends in one linear map that an edit can change
 """
 
@@ -23,6 +26,7 @@ import torch
 from torch import Tensor
 
 from factscope.errors import ModelUnsupported
+from factscope.models import splitting
 from factscope.models.discovery import probe_ids
 from factscope.models.dispatch import Plan
 from factscope.models.head import measure_head
@@ -59,7 +63,6 @@ def verify(model: ModelHandle, *, interface: bool) -> None:
         "resume": resume,
         "lens": _lens(model, ids, plain, tolerance),
         "additive": _by_layer(model.parts.additive, "no pair of module outputs adds up to what the block adds"),
-        "heads": _heads(model, ids),
         "dense_mlp": _by_layer(
             tuple(part is not None for part in model.parts.wiring.down_projection),
             "the MLP has no single dense down-projection (a mixture of experts, for instance)",
@@ -67,6 +70,10 @@ def verify(model: ModelHandle, *, interface: bool) -> None:
     }
     if capabilities["lens"].ok:
         object.__setattr__(model, "head", measure_head(model, plain, tolerance))
+    object.__setattr__(model, "capabilities", capabilities)
+    reasons, reach = splitting.measure(model, ids, _share(model))
+    object.__setattr__(model, "reach", reach)
+    capabilities |= {name: Capability(ok=not reason, reason=reason) for name, reason in reasons.items()}
     object.__setattr__(model, "capabilities", {**capabilities, "suffix": Capability(ok=capabilities["resume"].ok)})
     capabilities["suffix"] = _suffix(model, ids, plain, tolerance, capabilities)
     object.__setattr__(model, "capabilities", {**capabilities, "packed": Capability(ok=False)})
@@ -77,9 +84,13 @@ def verify(model: ModelHandle, *, interface: bool) -> None:
 
 def _tolerance(model: ModelHandle, logits: Tensor) -> float:
     """Largest difference in logits that counts as rounding: 1e-4 of their scale, eight units of the type for halves."""
+    return _share(model) * max(1.0, float(logits.abs().max()))
+
+
+def _share(model: ModelHandle) -> float:
     half = model.info.dtype in ("bfloat16", "float16")
     eps = float(torch.finfo(getattr(torch, model.info.dtype)).eps) if half else 0.0
-    return max(1e-4, 8 * eps) * max(1.0, float(logits.abs().max()))
+    return max(1e-4, 8 * eps)
 
 
 def _refuse_unless_causal(model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float) -> None:
@@ -184,18 +195,6 @@ def _resume(model: ModelHandle, ids: Tensor, plain: Tensor, tolerance: float) ->
         if not float((logits - plain).abs().max()) <= tolerance:
             return Capability(ok=False, reason=f"resuming at layer {layer} does not give the plain logits")
     return Capability(ok=True)
-
-
-def _heads(model: ModelHandle, ids: Tensor) -> Capability:
-
-    n = model.info.n_layers
-    plan = Plan(capture=frozenset(("heads", layer) for layer in range(n)))
-    model.forward(ids, plan, last=1)
-    flags = []
-    for layer in range(n):
-        entry = plan.captured.get(("heads", layer))
-        flags.append(entry is not None and model.info.n_heads > 0 and entry.shape[-1] % model.info.n_heads == 0)
-    return _by_layer(tuple(flags), "the attention output does not split into heads")
 
 
 def _suffix(
