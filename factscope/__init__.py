@@ -40,6 +40,8 @@ _HOME = {
     "HeadsSpec": "factscope.experiments.heads:HeadsSpec",
     "attention_pattern": "factscope.experiments.attention_pattern:run",
     "PatternSpec": "factscope.experiments.attention_pattern:PatternSpec",
+    "attribute_extraction": "factscope.experiments.attribute_extraction:run",
+    "ExtractionSpec": "factscope.experiments.attribute_extraction:ExtractionSpec",
     "bundled_facts": "factscope.datasets:bundled_facts",
     "read_facts": "factscope.datasets:read_facts",
     "charts": "factscope.charts",
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from factscope.experiments.attention_knockout import run as attention_knockout
     from factscope.experiments.attention_pattern import PatternSpec
     from factscope.experiments.attention_pattern import run as attention_pattern
+    from factscope.experiments.attribute_extraction import ExtractionSpec
+    from factscope.experiments.attribute_extraction import run as attribute_extraction
     from factscope.experiments.causal_tracing import TraceSpec
     from factscope.experiments.causal_tracing import run as causal_tracing
     from factscope.experiments.counterfactual_patching import CounterfactualSpec
@@ -76,11 +80,12 @@ if TYPE_CHECKING:
     from factscope.tokens import tokenize
 
 __all__ = [
-    "CounterfactualSpec", "EnrichmentSpec", "Fact", "FactScopeError", "HeadsSpec", "KnockoutSpec", "LensSpec", "ModelHandle",
-    "PatternSpec", "PredictionSpec", "Query", "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout",
-    "attention_pattern", "bundled_facts", "causal_tracing", "charts", "counterfactual_patching", "heads", "load",
-    "logit_lens", "predict",
-    "read_facts", "representation_zeroing", "sub_updates", "subject_enrichment", "tokenize",
+    "CounterfactualSpec", "EnrichmentSpec","ExtractionSpec", "Fact", "FactScopeError", "HeadsSpec", "KnockoutSpec", "LensSpec",
+    "ModelHandle", "PatternSpec", "PredictionSpec", "Query", "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec",
+    "attention_knockout", "attention_pattern", "attribute_extraction", "bundled_facts", "causal_tracing", "charts",
+    "counterfactual_patching", "heads", "load", "logit_lens", "predict",
+    "read_facts", "representation_zeroing", "sub_updates", "subject_enrichment",
+    "tokenize",
 ]  # fmt: skip
 
 

@@ -178,6 +178,31 @@ _ALL = (
         meaning="How undecided the reading is: 0 when one token has all the probability, larger the more share it.",
         source=LOGIT_LENS,
     ),
+    # attribute extraction
+    Column(
+        name="extracted",
+        unit="",
+        meaning="Whether the answer alone is on top when what the layer adds at the read-out is read as tokens.",
+        source=GEVA,
+    ),
+    Column(
+        name="target_score",
+        unit="",
+        meaning="Raw projection: the answer's output embedding times what the layer adds at the read-out token.",
+        source=GEVA,
+    ),
+    Column(
+        name="early_layer",
+        unit="layer",
+        meaning="Layer from which earlier states were put in place of those that enter the layer that is read.",
+        source=GEVA,
+    ),
+    Column(
+        name="extraction_rate",
+        unit="fraction",
+        meaning="Share of the queries in which the layer, or any layer, extracts the answer.",
+        source=GEVA,
+    ),
     # heads
     Column(name="head", unit="head", meaning="Number of the attention head in its layer, counted from 0.", source=GEVA),
     Column(

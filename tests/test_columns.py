@@ -31,7 +31,24 @@ HEADS = (
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*PREDICT, *FLOW, *LENS, *TRACE, *ENRICH, *HEADS, "role", "continuation", "known", "taught"})
+    "name",
+    sorted(
+        {
+            *PREDICT,
+            *FLOW,
+            *LENS,
+            *TRACE,
+            *ENRICH,
+            *HEADS,
+            "extracted",
+            "target_score",
+            "early_layer",
+            "role",
+            "continuation",
+            "known",
+            "taught",
+        }
+    ),
 )
 def test_every_column_of_the_contract_is_defined(name: str) -> None:
     assert COLUMNS[name].name == name
