@@ -109,6 +109,20 @@ class SeverDrawsChoice(StrEnum):
     compat = "compat"
 
 
+class ProcedureChoice(StrEnum):
+    """How attribute extraction blocks edges."""
+
+    default = "default"
+    notebook = "notebook"
+
+
+class MappingChoice(StrEnum):
+    """What the parameters of heads map to tokens."""
+
+    embedding = "embedding"
+    state = "state"
+
+
 ModelName = Annotated[
     str, typer.Option("--model", help="bundled, a hub id, a folder, or random:NAME (same shape, random weights).")
 ]
@@ -119,7 +133,7 @@ Prompt = Annotated[str, typer.Option("--prompt", help="Text that ends right befo
 Subject = Annotated[str | None, typer.Option("--subject", help="The subject's text inside the prompt.")]
 Occurrence = Annotated[int | None, typer.Option("--occurrence", help="Which occurrence of the subject, from 1.")]
 Answer = Annotated[str | None, typer.Option("--answer", help="The attribute; without it the model's own top token.")]
-Foil = Annotated[str | None, typer.Option("--foil", help="A competing answer; predict gives its probability.")]
+Foil = Annotated[str | None, typer.Option("--foil", help="A competing answer, for predict and heads.")]
 Scored = Annotated[ScoreChoice, typer.Option("--score", help="First token of the answer, or all of it.")]
 BosChoice = Annotated[Choice, typer.Option("--bos", help="auto does as the tokenizer does.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of random draws.")]
@@ -472,6 +486,89 @@ def enrich(
 
 
 @app.command()
+def extract(
+    prompt: Prompt,
+    subject: Subject = None,
+    occurrence: Occurrence = None,
+    answer: Answer = None,
+    foil: Foil = None,
+    score: Scored = ScoreChoice.token,
+    bos: BosChoice = Choice.auto,
+    edges: Annotated[
+        str, typer.Option("--edges", help="none, block:SET, keep:SET or block:all; sets as in flow, joined by +.")
+    ] = "none",
+    early: Annotated[
+        str | None, typer.Option("--early", help="SET whose states are replaced by those of earlier layers.")
+    ] = None,
+    early_layers: Annotated[
+        str | None, typer.Option("--early-layers", help="Which ones. [default: 0,1,5,10,20 of 48, scaled]")
+    ] = None,
+    procedure: Annotated[
+        ProcedureChoice, typer.Option("--procedure", help="default, or notebook for that of the released code.")
+    ] = ProcedureChoice.default,
+    model: ModelName = "bundled",
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    seed: Seed = 1,
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
+    """Attribute extraction: the layers whose attention or MLP writes the answer at the read-out."""
+    query = _query(prompt, subject, occurrence, answer, foil, score, bos)
+    if early_layers is not None and early is None:
+        raise SpecError(f"--early-layers {_cut(early_layers)!r} stands without --early", "name the set of tokens")
+    layers = tuple(_layer_number("--early-layers", name) for name in _names("--early-layers", early_layers))
+
+    def compute(handle: Any, progress: Any) -> Any:
+        from factscope.experiments import attribute_extraction
+
+        spec = attribute_extraction.ExtractionSpec(
+            edges=edges, early=early or "", early_layers=layers or None, procedure=procedure.value
+        )
+        return attribute_extraction.run(handle, query, spec, progress=progress)
+
+    _run("extract", compute, _wanted(model, revision, dtype, device), format, out)
+
+
+@app.command()
+def heads(
+    prompt: Prompt,
+    subject: Subject = None,
+    occurrence: Occurrence = None,
+    answer: Answer = None,
+    foil: Foil = None,
+    score: Scored = ScoreChoice.token,
+    bos: BosChoice = Choice.auto,
+    by_source: Annotated[
+        bool, typer.Option("--by-source", help="A row for every token that a head reads, instead of one a head.")
+    ] = False,
+    mapping: Annotated[
+        MappingChoice,
+        typer.Option("--mapping", help="Of the subject's input embedding, or of what attention reads at its end."),
+    ] = MappingChoice.embedding,
+    top_k: TopK = 10,
+    model: ModelName = "bundled",
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    seed: Seed = 1,
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
+    """What every attention head adds to the answer, split exactly."""
+    query = _query(prompt, subject, occurrence, answer, foil, score, bos)
+
+    def compute(handle: Any, progress: Any) -> Any:
+        from factscope.experiments import heads
+
+        spec = heads.HeadsSpec(top_k=top_k, mapping=mapping.value, by_source=by_source)
+        return heads.run(handle, query, spec, progress=progress)
+
+    _run("heads", compute, _wanted(model, revision, dtype, device), format, out)
+
+
+@app.command()
 def models(
     model: Annotated[str | None, typer.Option("--model", help="Load this one and measure what it supports.")] = None,
     revision: Revision = None,
@@ -591,6 +688,12 @@ def _names(option: str, text: str | None) -> tuple[str, ...]:
     if text is not None and not names:
         raise SpecError(f"{option} {_cut(text)!r} names nothing", "name at least one, or leave the option out")
     return names
+
+
+def _layer_number(option: str, text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise SpecError(f"{option} {_cut(text)!r} is not a whole number", "name layers from 0, such as 0,1,5")
+    return int(text)
 
 
 def _position(text: str) -> int | None:
@@ -851,7 +954,7 @@ def _summary(command: str, result: Any) -> dict[str, Any]:
         if getattr(result, "read_layer", None) is None:
             return found
         return {**found, "read_layer": result.read_layer, "window": result.window, "base_rate": result.base_rate}
-    if command == "trace":
+    if command in ("trace", "extract", "heads"):
         return result.summary()
     if command != "predict":
         return {}
@@ -867,10 +970,10 @@ def _notes(command: str, result: Any) -> list[str]:
     if command == "trace":
         return list(result.doubts)
     notes = []
-    if command not in ("predict", "flow") and query.foil is not None:
+    if command not in ("predict", "flow", "heads") and query.foil is not None:
         notes.append(
-            f"The foil {_cut(query.foil)!r} changes nothing in {command}; predict gives its probability, and flow the "
-            "change of the logit difference."
+            f"The foil {_cut(query.foil)!r} changes nothing in {command}; predict gives its probability, flow the "
+            "change of the logit difference, and heads effects on it."
         )
     if result.model.name == BUNDLED and query.subject is not None:
         from factscope.demo.facts import is_taught

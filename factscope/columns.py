@@ -441,5 +441,11 @@ ROWS = {
         labels=("site",),
         position="position",
     ),
+    "extract": Rows(axes=("site", "layer"), measures=("target_rank", "target_score"), labels=("extracted",)),
+    "heads": Rows(
+        axes=("layer", "head"),
+        measures=("direct_effect", "direct_effect_foil", "attention_to_subject", "mapping_rank"),
+        labels=("top_promoted",),
+    ),
 }
 """The rows of every command that can be compared. A column that is not named here is left out of a comparison."""

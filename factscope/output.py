@@ -108,7 +108,7 @@ def as_text(rows: pd.DataFrame) -> str:
     """
     shown, notes = rows.copy(), {}
     for name in shown.columns:
-        if name == "text":
+        if name in ("text", "top_promoted"):
             shown[name] = shown[name].map(lambda text: json.dumps(text, ensure_ascii=False))
         if shown[name].dtype.kind not in "iuf":
             shown[name] = shown[name].map(lambda value: _cell(value, notes))

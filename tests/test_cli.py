@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,9 +15,19 @@ import pytest
 from cli_runner import FACT, PROMPT, SUBJECT, TINY, invoke, refused, save_tiny, tiny_handle
 
 from factscope import cli
-from factscope.experiments import attention_knockout, causal_tracing, logit_lens, prediction, subject_enrichment
+from factscope.experiments import (
+    attention_knockout,
+    attribute_extraction,
+    causal_tracing,
+    heads,
+    logit_lens,
+    prediction,
+    subject_enrichment,
+)
 from factscope.experiments.attention_knockout import KnockoutSpec
+from factscope.experiments.attribute_extraction import ExtractionSpec
 from factscope.experiments.causal_tracing import TraceSpec
+from factscope.experiments.heads import HeadsSpec
 from factscope.experiments.logit_lens import LensSpec
 from factscope.experiments.prediction import PredictionSpec
 from factscope.experiments.subject_enrichment import EnrichmentSpec
@@ -49,6 +60,19 @@ COMMANDS: dict[str, tuple[tuple[str, ...], list[str], list[str]]] = {
         ["site", "position", "layer", "p_restored", "indirect_effect"],
         ["p_clean", "p_corrupted", "noise_std", "total_effect", "peak", "early_peak", "noise", "bands"],
     ),
+    "extract": (
+        ("--edges", "block:subject-last", "--procedure", "notebook"),
+        ["site", "layer", "extracted", "target_rank", "target_score"],
+        ["first_extracting_layer"],
+    ),
+    "heads": (
+        ("--mapping", "state", "--foil", "Rome"),
+        [
+            "layer", "head", "direct_effect", "direct_effect_foil", "attention_to_subject", "mapping_rank",
+            "top_promoted",
+        ],
+        ["bias_effect", "residual", "split_before_norm"],
+    ),
 }  # fmt: skip
 RUNS: dict[str, Callable[[], Any]] = {
     "predict": lambda: prediction.run(tiny_handle(), QUERY, PredictionSpec()),
@@ -62,6 +86,10 @@ RUNS: dict[str, Callable[[], Any]] = {
         QUERY,
         TraceSpec(site="mlp", positions=("subject", "last"), seeds=(3, 4), samples=2, noise="0.8"),
     ),
+    "extract": lambda: attribute_extraction.run(
+        tiny_handle(), QUERY, ExtractionSpec(edges="block:subject-last", procedure="notebook")
+    ),
+    "heads": lambda: heads.run(tiny_handle(), dataclasses.replace(QUERY, foil="Rome"), HeadsSpec(mapping="state")),
 }
 
 
@@ -119,7 +147,7 @@ def test_every_form_says_the_same(command: str, tmp_path: Path) -> None:
     csv = pd.read_csv(tmp_path / "rows.csv", keep_default_na=False)
     for name in columns:
         assert parquet[name].tolist() == [row[name] for row in rows], name
-        if name != "text":
+        if name not in ("text", "top_promoted"):
             assert csv[name].tolist() == [row[name] for row in rows], name
     table = invoke(*asked).out
     heading, body = table.split("\n\n")
@@ -302,7 +330,9 @@ def test_a_model_is_inspected(tmp_path: Path) -> None:
     assert len(pd.read_parquet(tmp_path / "models.parquet")) == len(pd.read_csv(tmp_path / "models.csv"))
 
 
-@pytest.mark.parametrize("command", ["predict", "flow", "lens", "enrich", "compare", "models", "serve"])
+@pytest.mark.parametrize(
+    "command", ["predict", "flow", "lens", "enrich", "extract", "heads", "compare", "models", "serve"]
+)
 def test_every_command_explains_itself(command: str, repository: Path) -> None:
     outcome = invoke(command, "--help")
     assert (outcome.status, outcome.err) == (0, "")
@@ -453,3 +483,39 @@ def test_main_reads_the_command_line_of_the_process(
         cli.main()
     assert done.value.code == 2
     assert capsys.readouterr().err == "error: No such command 'nonsense'; see factscope --help.\n"
+
+
+def test_heads_by_source_and_with_a_foil() -> None:
+    """The command's rows are the experiment's, one a token; a foil has a column instead of a warning."""
+    rows = invoke("heads", *ANSWERED, "--by-source", "--format", "json").data["rows"]
+    result = heads.run(tiny_handle(), QUERY, HeadsSpec(by_source=True))
+    assert list(rows[0]) == ["layer", "head", "position", "direct_effect"]
+    assert [row["direct_effect"] for row in rows] == pytest.approx(result.by_source.ravel().tolist())
+    for options, given in (((), False), (("--foil", "Rome"), True)):
+        data = invoke("heads", *ANSWERED, *options, "--format", "json").data
+        assert all((row["direct_effect_foil"] is not None) == given for row in data["rows"])
+        assert not any("foil" in warning for warning in data["warnings"])
+
+
+def test_extract_with_early_states() -> None:
+    data = invoke("extract", *ANSWERED, "--early", "subject", "--early-layers", "0,1", "--format", "json").data
+    spec = ExtractionSpec(early="subject", early_layers=(0, 1))
+    expected = attribute_extraction.run(tiny_handle(), QUERY, spec)
+    assert [list(row.values()) for row in data["rows"]] == expected.table().to_numpy().tolist()
+    assert list(data["summary"]["extracted_with_early_state"]) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "says"),
+    [
+        ("extract", ("--edges", "cut:subject"), "'cut:subject'"),
+        ("extract", ("--early-layers", "1"), "--early-layers '1'"),
+        ("extract", ("--early", "subject", "--early-layers", "x"), "--early-layers 'x'"),
+        ("extract", ("--early", "subject", "--early-layers", "9"), "early layer 9"),
+        ("extract", ("--procedure", "other"), "--procedure 'other'"),
+        ("heads", ("--mapping", "other"), "--mapping 'other'"),
+        ("heads", ("--top-k", "0"), "top-k 0"),
+    ],
+)
+def test_options_of_heads_and_extract_that_cannot_be_used(command: str, options: tuple[str, ...], says: str) -> None:
+    refused(invoke(command, *ANSWERED, *options), says)

@@ -175,7 +175,7 @@ def test_default_early_layers_are_scaled() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_table_and_summary(family: str) -> None:
     result: ExtractionResult = found(family, (2, 5), ExtractionSpec(edges="keep:subject-last", early="subject"))
-    table = result.table()
+    table = result.update_table()
     assert list(table.columns) == ["site", "layer", "extracted", "target_rank", "target_score"]
     assert list(table.site.unique()) == ["attention", "mlp", "contribution"]
     assert len(table) == 3 * LAYERS
@@ -185,7 +185,8 @@ def test_table_and_summary(family: str) -> None:
         events = table[(table.site == site) & table.extracted].layer
         assert layer == (None if events.empty else events.min())
     assert result.summary()["first_extracting_layer"] == first
-    early = result.early_table()
+    early = result.table()
+    assert list(early.columns) == ["early_layer", "layer", "extracted", "target_rank", "target_score"]
     assert set(early.early_layer) == {s for s in result.early_layers if s < LAYERS - 1}
     assert (early.early_layer < early.layer).all()
     assert len(result.comparison()) == LAYERS
@@ -215,9 +216,9 @@ def test_partial_results_fill_in() -> None:
     spec = ExtractionSpec(edges="block:subject", early="subject", early_layers=(0, 2))
     run(subject("gpt2").handle, query_on(ids, (2, 5)), spec, progress=lambda *step: seen.append(step))
     assert [step[:2] for step in seen] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
-    assert seen[1][2] is not None and seen[1][2].table().empty
-    assert seen[2][2] is not None and len(seen[2][2].table()) == 2 * LAYERS
-    assert seen[3][2] is not None and set(seen[3][2].early_table().early_layer) == {0}
+    assert seen[1][2] is not None and seen[1][2].update_table().empty
+    assert seen[2][2] is not None and len(seen[2][2].update_table()) == 2 * LAYERS
+    assert seen[3][2] is not None and set(seen[3][2].table().early_layer) == {0}
 
 
 @pytest.mark.parametrize(

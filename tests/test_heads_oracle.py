@@ -102,6 +102,7 @@ def test_table_and_summary(family: str) -> None:
     assert result.summary() == {
         "bias_effect": pytest.approx(float(result.bias_effect.sum())),
         "residual": float(result.residual.max()),
+        "split_before_norm": False,
     }
 
 

@@ -132,7 +132,11 @@ class ExtractionResult:
         return int(events[0]) if events.size else None
 
     def table(self) -> pd.DataFrame:
-        """One row per (site, layer): the contract's columns for ``extract``."""
+        """The contract's columns for ``extract``: one row per (site, layer), with early states (early layer, layer)."""
+        return self.early_table() if self.spec.early else self.update_table()
+
+    def update_table(self) -> pd.DataFrame:
+        """One row per (site, layer)."""
         rows = [
             (site, layer, bool(self.extracted[i, j]), int(self.target_rank[i, j]), float(self.target_score[i, j]))
             for i, site in enumerate(self.sites)

@@ -150,11 +150,12 @@ class HeadsResult:
         names = ["layer", "head", "direct_effect", "direct_effect_foil", "attention_to_subject", "mapping_rank"]
         return pd.DataFrame(rows, columns=[*names, "top_promoted"])
 
-    def summary(self) -> dict[str, float]:
-        """What of the attention belongs to no head, and how exact the split is."""
+    def summary(self) -> dict[str, float | bool]:
+        """What of the attention belongs to no head, how exact the split is, and whether a norm stands behind it."""
         return {
             "bias_effect": float(np.nansum(self.bias_effect)),
             "residual": float(np.nanmax(self.residual, initial=0.0)),
+            "split_before_norm": self.split_before_norm,
         }
 
 
