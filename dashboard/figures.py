@@ -418,6 +418,70 @@ def _trace_words(result: Any) -> str:
     return f"causal tracing, {TRACED[spec.site]} restored{window}{severed}; {_corruption_words(result)}"
 
 
+def head_map(result: Any, choice: Any, head: tuple[int, int] | None, null: float | None, unnamed: str) -> Figure:
+    """What each head adds to the answer, or to answer - foil."""
+    foil = result.foil.text.strip() if choice.effect == "foil" and result.foil is not None else ""
+    return charts.head_map(
+        result.direct_effect_foil if foil else result.direct_effect,
+        result.layers,
+        answer=scored(result, lens=True),
+        foil=foil,
+        theme=theme(),
+        cursor=head,
+        null=null,
+        unnamed=unnamed,
+        caption=caption(result, _heads_words(result)),
+    )
+
+
+def head_sources(result: Any, layer: int, head: int) -> Figure:
+    """Which tokens one head takes its effect from."""
+    return charts.head_sources(
+        charts.token_rows(result.query.tokens),
+        result.by_source[layer, head],
+        result.attention[layer, head],
+        head=f"layer {layer}, head {head}",
+        answer=scored(result, lens=True),
+        theme=theme(),
+        caption=caption(result, f"layer {layer}, head {head}, {_heads_words(result)}"),
+    )
+
+
+def attention_pattern(result: Any, target: Any, head: int) -> Figure:
+    """Where one head looks, from every token."""
+    info, query = result.model, result.query.query
+    who = f"{info.name}@{info.revision}, {info.dtype}, weights {info.weights}"
+    name = f"layer {result.spec.layer}, head {head}"
+    return charts.attention_pattern(
+        charts.token_rows(result.query.tokens),
+        result.weights[head],
+        head=name,
+        theme=theme(),
+        caption="\n".join([who, f"{query.prompt} → {target.text.strip()}", f"attention weights of {name}"]),
+    )
+
+
+def extraction_events(result: Any, unnamed: str) -> Figure:
+    """Where attention and MLP take the answer out."""
+    edges = result.spec.edges
+    blocked = "" if edges == "none" else f", edges {edges} in each layer alone"
+    return charts.extraction_events(
+        result.update_table(),
+        answer=scored(result, lens=True),
+        edges=edges,
+        theme=theme(),
+        cursor_layer=_cursor_layer(),
+        unnamed=unnamed,
+        caption=caption(result, f"attribute extraction, raw projection at the last token{blocked}"),
+    )
+
+
+def _heads_words(result: Any) -> str:
+    behind = ", split before the norm behind the attention" if result.split_before_norm else ""
+    exact = f"{np.nanmax(result.residual, initial=0.0):.1g}"
+    return f"direct effects through the final norm at its scale{behind}; parts and bias off the update by {exact}"
+
+
 def _knockout_words(result: Any) -> str:
     control = f", {result.spec.control} random draws, seed {result.spec.seed}" if result.spec.control else ""
     return f"attention knockout, all heads, window {result.window}{control}"

@@ -28,6 +28,8 @@ TraceMeasure = Literal["probability", "log_odds", "logit_difference"]
 Direction = Literal["into_query", "into_other"]
 PatchMeasure = Literal["probability", "logit_difference"]
 AttributeSource = Literal["bundled", "table", "texts"]
+Effect = Literal["answer", "foil"]
+MappingSource = Literal["embedding", "state"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 HOME = Query(prompt="The Eiffel Tower is located in the city of", subject="Eiffel Tower", answer="Paris")
@@ -56,10 +58,11 @@ class ModelChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """The cell that all pages point at; layer -1 is the embedding."""
+    """The cell that all pages point at; layer -1 is the embedding. ``head`` None: none was pointed at."""
 
     position: int
     layer: int
+    head: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +147,23 @@ class EnrichChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadsChoice:
+    """Parameters of the Heads page.
+
+    Attributes:
+        effect: on the answer, or on answer - foil.
+        mapping: of the subject's input embedding, or of its last state.
+        edges: the variant of attribute extraction.
+        null: whether the same is done on random weights beside it; None does so for the bundled model, which is small.
+    """
+
+    effect: Effect = "answer"
+    mapping: MappingSource = "embedding"
+    edges: str = "none"
+    null: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """Everything that a link restores, but for the page, which is the path.
 
@@ -158,6 +178,7 @@ class View:
     trace: TraceChoice = field(default_factory=TraceChoice)
     patch: PatchChoice = field(default_factory=PatchChoice)
     enrich: EnrichChoice = field(default_factory=EnrichChoice)
+    heads: HeadsChoice = field(default_factory=HeadsChoice)
     a: View | None = None
 
 
@@ -181,7 +202,7 @@ def to_params(view: View) -> Params:
         ("revision", model.revision, None),
         ("dtype", model.dtype, "float32"),
         ("device", model.device, "auto"),
-        ("cell", None if view.cursor is None else f"{view.cursor.position}.{view.cursor.layer}", None),
+        ("cell", None if view.cursor is None else _cell_text(view.cursor), None),
         ("sources", ",".join(flow.sources), ",".join(FlowChoice().sources)),
         ("window", flow.window, None),
         ("measure", flow.measure, "percent"),
@@ -197,6 +218,10 @@ def to_params(view: View) -> Params:
         ("cancel", view.enrich.window, None),
         ("read", view.enrich.read_layer, None),
         ("notebook", int(view.enrich.notebook), 0),
+        ("effect", view.heads.effect, "answer"),
+        ("mapping", view.heads.mapping, "embedding"),
+        ("variant", view.heads.edges, "none"),
+        ("heads-null", None if view.heads.null is None else int(view.heads.null), None),
     ]
     params = {name: [str(value)] for name, value, default in entries if value is not None and value != default}
     if flow.edges:
@@ -268,7 +293,7 @@ def _view(reader: _Reader) -> View:
             dtype=reader.choice("dtype", get_args(Dtype), "float32"),
             device=reader.text("device", 40) or "auto",
         ),
-        cursor=reader.read("cell", _cell, None, "POSITION.LAYER, for instance 4.2"),
+        cursor=reader.read("cell", _cell, None, "POSITION.LAYER or POSITION.LAYER.HEAD, for instance 4.2"),
         flow=FlowChoice(
             sources=reader.read("sources", _names, flow.sources, "sets such as subject,relation,last or positions 3-5"),
             window=reader.number("window", 1, 999, None),
@@ -291,6 +316,12 @@ def _view(reader: _Reader) -> View:
             window=reader.number("cancel", 1, 999, None),
             read_layer=reader.number("read", 0, 998, None),
             notebook=reader.number("notebook", 0, 1, 0) == 1,
+        ),
+        heads=HeadsChoice(
+            effect=reader.choice("effect", get_args(Effect), "answer"),
+            mapping=reader.choice("mapping", get_args(MappingSource), "embedding"),
+            edges=reader.text("variant", 120) or "none",
+            null={None: None, 0: False, 1: True}[reader.number("heads-null", 0, 1, None)],
         ),
         trace=_trace(reader),
         patch=PatchChoice(
@@ -436,11 +467,19 @@ def _span(text: str) -> tuple[int, int] | None:
 
 
 def _cell(text: str) -> Cursor | None:
-    left, dot, right = text.partition(".")
-    position, layer = _integer(left), _integer(right)
+    left, dot, rest = text.partition(".")
+    right, second, last = rest.partition(".")
+    position, layer, head = _integer(left), _integer(right), _integer(last) if second else None
     if not dot or position is None or layer is None or not (0 <= position < 10_000 and -1 <= layer < 1000):
         return None
-    return Cursor(position=position, layer=layer)
+    if second and (head is None or not 0 <= head < 1000):
+        return None
+    return Cursor(position=position, layer=layer, head=head)
+
+
+def _cell_text(cursor: Cursor) -> str:
+    place = f"{cursor.position}.{cursor.layer}"
+    return place if cursor.head is None else f"{place}.{cursor.head}"
 
 
 def _names(text: str) -> tuple[str, ...] | None:
@@ -453,4 +492,4 @@ def clamp(cursor: Cursor | None, n_positions: int, layers: Sequence[int]) -> Cur
     if cursor is None or n_positions < 1 or not layers:
         return None
     layer = min(layers, key=lambda known: (math.fabs(known - cursor.layer), known))
-    return Cursor(position=min(cursor.position, n_positions - 1), layer=layer)
+    return replace(cursor, position=min(cursor.position, n_positions - 1), layer=layer)

@@ -24,6 +24,7 @@ page = st.navigation(
         st.Page("../pages/fact.py", title="Fact", icon=":material/quiz:", default=True),
         st.Page("../pages/flow.py", title="Flow", icon=":material/conversion_path:", url_path="flow"),
         st.Page("../pages/lens.py", title="Lens", icon=":material/frame_inspect:", url_path="lens"),
+        st.Page("../pages/heads.py", title="Heads", icon=":material/hub:", url_path="heads"),
         st.Page("../pages/trace.py", title="Trace", icon=":material/healing:", url_path="trace"),
     ],
     position="top",

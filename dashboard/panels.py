@@ -20,6 +20,7 @@ from factscope.charts import Figure
 from factscope.queries import Query
 
 EDGE_BUILDER = "edge-builder"
+POINTED_HEAD = "point-at-head"
 _POINTS = 4000
 _NARROW, _SLIM = 75, 50
 _ROW, _FITTED = 19, 24
@@ -192,6 +193,9 @@ def _point(key: str) -> None:
     if not points or not isinstance(points[-1].get("layer"), int | float):
         return
     layer = int(points[-1]["layer"])
+    if isinstance(points[-1].get("head"), int | float):
+        st.session_state[POINTED_HEAD] = layer, int(points[-1]["head"])
+        return
     position = points[-1].get("position")
     cursor = state.view().cursor
     if isinstance(position, int | float):
@@ -332,6 +336,9 @@ def detail(
     if leads_to_trace and st.button("Trace here", icon=":material/healing:", width="stretch", key="trace-here"):
         state.point_at(cursor.position, max(0, cursor.layer))
         st.switch_page("../pages/trace.py")
+    if cursor.layer >= 0 and st.button("Heads at this layer", icon=":material/hub:", width="stretch", key="heads-here"):
+        state.point_at(cursor.position, cursor.layer)
+        st.switch_page("../pages/heads.py")
 
 
 def _effect(map_result: Any | None, cursor: Any) -> list[str]:

@@ -5,9 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, get_args
 
-from dashboard.link import HOME, Cursor, EnrichChoice, FlowChoice, LensChoice, PatchChoice, TraceChoice, TraceSite
+from dashboard.link import (
+    HOME,
+    Cursor,
+    EnrichChoice,
+    FlowChoice,
+    HeadsChoice,
+    LensChoice,
+    PatchChoice,
+    TraceChoice,
+    TraceSite,
+)
 from factscope.experiments.attention_knockout import KnockoutSpec
+from factscope.experiments.attention_pattern import PatternSpec
+from factscope.experiments.attribute_extraction import ExtractionSpec
 from factscope.experiments.counterfactual_patching import CounterfactualSpec
+from factscope.experiments.heads import HeadsSpec
 from factscope.experiments.logit_lens import LensSpec
 from factscope.experiments.prediction import PredictionSpec
 from factscope.experiments.sub_updates import SubUpdatesSpec
@@ -151,6 +164,38 @@ def shareable(spec: EnrichmentSpec) -> EnrichmentSpec:
     if spec.attributes == BUNDLED:
         return spec
     return replace(spec, attributes="about.csv" if spec.attributes.endswith(".csv") else "texts")
+
+
+def heads(choice: HeadsChoice) -> HeadsSpec:
+    """The map of heads and the panel of one."""
+    return HeadsSpec(mapping=choice.mapping)
+
+
+def extraction(choice: HeadsChoice) -> ExtractionSpec:
+    """The extraction events under the map."""
+    return ExtractionSpec(edges=choice.edges)
+
+
+def pattern(layer: int) -> PatternSpec:
+    """Where the heads of the cursor's layer look."""
+    return PatternSpec(layer=layer)
+
+
+def with_null(choice: HeadsChoice, model: str) -> bool:
+    """Whether heads are compared with random weights; by themselves only where that costs little."""
+    if model.startswith("random:"):
+        return False
+    return model == "bundled" if choice.null is None else choice.null
+
+
+def heads_passes(found: Any) -> int:
+    """Layers that are split, and the forward."""
+    return found.model.n_layers + 1
+
+
+def edge_of_head(layer: int, head: int, last: int) -> str:
+    """The edge that leaves one head of the read-out nothing but the read-out itself to look at."""
+    return f"last:0-{last - 1}:{layer}:{head}"
 
 
 def lens_passes(found: Any) -> int:

@@ -26,8 +26,8 @@ from factscope.errors import InputError, SubjectError
 from factscope.queries import Query
 
 Kind = Literal[
-    "prediction", "attention_knockout", "logit_lens", "causal_tracing", "counterfactual_patching", "subject_enrichment",
-    "sub_updates",
+    "prediction", "attention_knockout", "logit_lens", "heads", "attribute_extraction", "attention_pattern",
+    "causal_tracing", "counterfactual_patching", "subject_enrichment", "sub_updates",
 ]  # fmt: skip
 SPREAD = "spread"
 """The choice of device that lets accelerate spread a model over devices and disk."""
@@ -46,6 +46,9 @@ _SHARE: dict[Kind, float] = {
     "counterfactual_patching": 0.1,
     "subject_enrichment": 0.3,
     "sub_updates": 1.0,
+    "heads": 0.3,
+    "attribute_extraction": 1.5,
+    "attention_pattern": 1.0,
 }
 """An intervention's part of a whole forward, until it is measured: a knockout recomputes one token, beside others, a
 restored state the tokens behind it in ten samples."""
@@ -57,6 +60,9 @@ _SHARE_ALONE: dict[Kind, float] = {
     "counterfactual_patching": 0.5,
     "subject_enrichment": 0.6,
     "sub_updates": 1.0,
+    "heads": 0.3,
+    "attribute_extraction": 1.5,
+    "attention_pattern": 1.0,
 }
 """The same for models without the fast path."""
 _PATIENCE = 0.35  # seconds that one run of the script may wait for quick results, so that nothing flickers

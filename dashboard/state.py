@@ -55,8 +55,15 @@ def choose(page: str, **fields: Any) -> None:
 
 
 def point_at(position: int, layer: int) -> None:
-    """Move the cursor."""
-    change(cursor=Cursor(position=position, layer=layer))
+    """Move the cursor; the head stays."""
+    before = view().cursor
+    change(cursor=Cursor(position=position, layer=layer, head=None if before is None else before.head))
+
+
+def point_at_head(layer: int, head: int, position: int) -> None:
+    """Move the cursor to a head; ``position`` is where it goes if it stood nowhere."""
+    before = view().cursor
+    change(cursor=Cursor(position=position if before is None else before.position, layer=layer, head=head))
 
 
 def pin() -> None:

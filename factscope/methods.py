@@ -267,6 +267,60 @@ _ALL = (
         "number only.",
         source="FactScope.",
     ),
+    Method(
+        name="heads",
+        title="Attention heads",
+        module="heads",
+        question="Who extracts it?",
+        answer="The attention update at the read-out token is a sum over heads; each head's part goes straight on to "
+        "the answer's logit.",
+        recipe=(
+            "Record what each head gives at the last token, and send it through its own part of the output projection.",
+            "Hold the final norm at the scale that it has in this run: what is left is linear, so parts add up.",
+            "The part's share of the answer's logit is its direct effect, in nats; of answer - foil, the difference of "
+            "two.",
+            "The null is the same on random weights: what is no larger is grey.",
+        ),
+        dark="a strong push: orange up, blue down",
+        misleads="A direct effect leaves out what later layers make of the head's part. Heads that push all city names "
+        "push Paris too: compare answer - foil. Knock the head out to see what depends on it.",
+        source="Elhage et al. 2021; Chughtai et al. 2024 (arXiv 2402.07321).",
+    ),
+    Method(
+        name="head",
+        title="One attention head",
+        question="Where does a head look?",
+        answer="Its attention from every token, what it takes from each at the read-out, and which tokens it pushes.",
+        recipe=(
+            "Bars: the direct effect by the token that the head reads; numbers: the attention that it pays.",
+            "Pattern: every token's attention to every token before it.",
+            "Promoted and suppressed: the tokens whose logits the head's part raises and lowers most.",
+            "Mapping: what its weights alone make of the subject's input embedding; found if the answer is among the "
+            "first ten.",
+        ),
+        dark="a large share of the attention; in the bars orange pushes up, blue down",
+        misleads="Much attention can carry little, above all to the first token.",
+        source="Chughtai et al. 2024 (arXiv 2402.07321); Geva et al. 2023, section 6 (arXiv 2304.14767); Dar et al. "
+        "2022 (arXiv 2209.02535).",
+    ),
+    Method(
+        name="extraction",
+        title="Attribute extraction",
+        module="attribute_extraction",
+        question="Where is the answer taken out?",
+        answer="What attention (MHSA) and MLP add at the read-out token, read as tokens.",
+        recipe=(
+            "Take what a layer's attention, or its MLP, adds at the last token.",
+            "Multiply it with the output embedding (raw: no norm).",
+            "An extraction event: the answer is on top, rank 1.",
+            "Edge variants: in each layer alone the read-out may not read some tokens, or only some; block:all is the "
+            "null, the output bias alone.",
+        ),
+        misleads="One fact is one fact. In parallel blocks the MLP does not see its layer's attention. Reading one "
+        "token alone gives it all the attention; the extra line shows what it contributes with the attention that it "
+        "had.",
+        source="Geva et al. 2023, section 6 (arXiv 2304.14767).",
+    ),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

@@ -19,6 +19,7 @@ READY = {
     "fact": "The same fact in other words",
     "flow": "Whole sets of tokens",
     "lens": "What each state would say",
+    "heads": "Where it looks",
     "trace": "State restored",
 }
 
