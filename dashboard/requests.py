@@ -239,6 +239,8 @@ def home(wordings: tuple[str, ...] = (), n_layers: int = BUNDLED_LAYERS) -> list
         ("attention_knockout", HOME, knockout_map(flow)),
         *(("causal_tracing", HOME, trace(TraceChoice(), site)) for site in get_args(TraceSite)),
         *home_enrichment(n_layers),
+        ("heads", HOME, heads(HeadsChoice())),
+        ("attribute_extraction", HOME, extraction(HeadsChoice())),
     ]
     return asked + [("prediction", Query(prompt=prompt, answer=HOME.answer), wording()) for prompt in wordings]
 

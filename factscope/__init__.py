@@ -80,11 +80,11 @@ if TYPE_CHECKING:
     from factscope.tokens import tokenize
 
 __all__ = [
-    "CounterfactualSpec", "EnrichmentSpec","ExtractionSpec", "Fact", "FactScopeError", "HeadsSpec", "KnockoutSpec", "LensSpec",
-    "ModelHandle", "PatternSpec", "PredictionSpec", "Query", "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec",
-    "attention_knockout", "attention_pattern", "attribute_extraction", "bundled_facts", "causal_tracing", "charts",
-    "counterfactual_patching", "heads", "load", "logit_lens", "predict",
-    "read_facts", "representation_zeroing", "sub_updates", "subject_enrichment",
+    "CounterfactualSpec", "EnrichmentSpec", "ExtractionSpec", "Fact", "FactScopeError", "HeadsSpec",
+    "KnockoutSpec", "LensSpec", "ModelHandle", "PatternSpec", "PredictionSpec", "Query", "Relation",
+    "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout", "attention_pattern",
+    "attribute_extraction", "bundled_facts", "causal_tracing", "charts", "counterfactual_patching", "heads",
+    "load", "logit_lens", "predict", "read_facts", "representation_zeroing", "sub_updates", "subject_enrichment",
     "tokenize",
 ]  # fmt: skip
 

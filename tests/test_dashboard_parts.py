@@ -118,9 +118,11 @@ def test_the_home_requests_are_those_of_the_pages() -> None:
         "logit_lens",
         "attention_knockout",
         "attention_knockout",
+        "heads",
+        "attribute_extraction",
         "prediction",
     ]
-    assert all(query == HOME for _, query, _ in asked[:4])
+    assert all(query == HOME for _, query, _ in asked[:6])
     assert requests.curve(FlowChoice()) == asked[2][2]
 
 

@@ -10,7 +10,14 @@ import pandas as pd
 import pytest
 from cli_runner import PROMPT, SUBJECT, tiny_handle
 
-from factscope.experiments import attention_knockout, causal_tracing, logit_lens, prediction
+from factscope.experiments import (
+    attention_knockout,
+    attribute_extraction,
+    causal_tracing,
+    heads,
+    logit_lens,
+    prediction,
+)
 from factscope.experiments.attention_knockout import KnockoutSpec
 from factscope.queries import Query
 from factscope.store import from_json, to_json
@@ -25,7 +32,9 @@ def flow() -> attention_knockout.KnockoutResult:
 
 
 @pytest.mark.parametrize(
-    "experiment", [prediction, attention_knockout, logit_lens, causal_tracing], ids=lambda module: module.__name__
+    "experiment",
+    [prediction, attention_knockout, logit_lens, causal_tracing, heads, attribute_extraction],
+    ids=lambda module: module.__name__,
 )
 def test_a_result_survives_json(experiment: object) -> None:
     result = experiment.run(tiny_handle(), QUERY)  # type: ignore[attr-defined]

@@ -16,7 +16,9 @@ from dashboard.link import HOME
 from factscope import load
 from factscope.experiments import (
     attention_knockout,
+    attribute_extraction,
     causal_tracing,
+    heads,
     logit_lens,
     prediction,
     sub_updates,
@@ -32,6 +34,8 @@ EXPERIMENTS = {
     "causal_tracing": causal_tracing.run,
     "subject_enrichment": subject_enrichment.run,
     "sub_updates": sub_updates.run,
+    "heads": heads.run,
+    "attribute_extraction": attribute_extraction.run,
 }
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from factscope.experiments.attention_knockout import KnockoutResult, KnockoutSpec
+from factscope.experiments.attribute_extraction import ExtractionResult, ExtractionSpec
 from factscope.experiments.attributes_rate import Attribute
+from factscope.experiments.heads import HeadsResult, HeadsSpec
 from factscope.experiments.logit_lens import LensResult, LensSpec
 from factscope.experiments.prediction import Prediction, PredictionSpec, TokenProbability
 from factscope.experiments.sub_updates import SubUpdatesResult, SubUpdatesSpec
@@ -23,8 +25,9 @@ _TYPES = {
     cls.__name__: cls
     for cls in (
         Attribute, EnrichmentResult, EnrichmentSpec, SubUpdatesResult, SubUpdatesSpec,
-        KnockoutResult, KnockoutSpec, LensResult, LensSpec, ModelInfo, Prediction, PredictionSpec, Query, Target, Token,
-        TokenizedQuery, TokenProbability, TraceResult, TraceSpec,
+        ExtractionResult, ExtractionSpec, HeadsResult, HeadsSpec, KnockoutResult, KnockoutSpec, LensResult, LensSpec,
+        ModelInfo, Prediction, PredictionSpec, Query, Target, Token, TokenizedQuery, TokenProbability,
+        TraceResult, TraceSpec,
     )
 }  # fmt: skip
 
