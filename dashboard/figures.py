@@ -434,6 +434,26 @@ def head_map(result: Any, choice: Any, head: tuple[int, int] | None, null: float
     )
 
 
+SITES = {"attention": "attention (MHSA)", "mlp": "MLP", "contribution": "kept tokens, weights as they were"}
+"""What the sites of attribute extraction are called in figures."""
+
+
+def head_difference(both: Any, choice: Any) -> Figure:
+    """B - A of the maps of heads: of answer - foil where both have a foil and it is asked for."""
+    foils = {"" if result.foil is None else result.foil.text.strip() for result in (both.a, both.b)}
+    measure = "direct_effect_foil" if choice.effect == "foil" and "" not in foils else "direct_effect"
+    layers = [layer for layer in both.b.layers if layer in both.a.layers]
+    n_heads = min(result.direct_effect.shape[1] for result in (both.a, both.b))
+    wanted = pd.MultiIndex.from_product([layers, range(n_heads)])
+    found = both.table.set_index(["layer", "head"])
+    a, b = (
+        found[f"{measure}_{side}"].reindex(wanted).to_numpy(dtype=float).reshape(len(layers), n_heads)
+        for side in ("a", "b")
+    )
+    foil = (foils.pop() if len(foils) == 1 else "the foil") if measure == "direct_effect_foil" else ""
+    return charts.head_difference(a, b, layers, answer=both.answer, foil=foil, theme=theme(), caption=both.caption)
+
+
 def head_sources(result: Any, layer: int, head: int) -> Figure:
     """Which tokens one head takes its effect from."""
     return charts.head_sources(

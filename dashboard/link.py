@@ -157,10 +157,10 @@ class HeadsChoice:
         null: whether the same is done on random weights beside it; None does so for the bundled model, which is small.
     """
 
-    effect: Effect = "answer"
+    effect: Effect = field(default="answer", metadata=DRAWN)
     mapping: MappingSource = "embedding"
     edges: str = "none"
-    null: bool | None = None
+    null: bool | None = field(default=None, metadata=DRAWN)
 
 
 @dataclass(frozen=True, kw_only=True)

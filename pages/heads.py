@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import figures, help, messages, model_drawer, panels, parts, requests, runs, state
+from dashboard import compare, figures, help, messages, model_drawer, panels, parts, requests, runs, state
 from factscope.experiments.attribute_extraction import VARIANTS
 
 EFFECTS = {"answer": "answer", "foil": "answer − foil"}
@@ -24,6 +24,8 @@ def draw() -> None:
     if unnamed:
         parts.note("warn", [f"No head and no layer is named below: {unnamed}."], key="heads-unnamed")
     _controls(prediction)
+    if compare.show((MAP, EVENTS), prediction):
+        return
     left, right = st.columns([0.47, 0.53], gap="medium")
     with left, messages.caught():
         found = _map(prediction, unnamed)
@@ -43,6 +45,19 @@ def _controls(prediction: Any) -> None:
         _segmented("Mapping of", "mapping", MAPPINGS, choice.mapping,
                    "What W_V W_O maps to tokens: the subject's mean input embedding, or what the head reads at the"
                    " subject's last token.")  # fmt: skip
+        variants = list(dict.fromkeys([*VARIANTS, choice.edges]))
+        st.selectbox(
+            "Extraction: the read-out may read",
+            variants,
+            index=variants.index(choice.edges),
+            format_func=lambda variant: "everything" if variant == "none" else variant,
+            key=state.seed("heads-edges", choice.edges),
+            on_change=state.on_change("heads-edges", "heads", "edges", lambda value: value or "none"),
+            accept_new_options=True,
+            width=250,
+            help="In each layer alone: block:SET or keep:SET; sets as on Flow, first, positions, joined with +. "
+            "block:all leaves the output bias, the null.",
+        )
         if model_drawer.may_be_random() and not prediction.model.name.startswith("random:"):
             st.toggle(
                 "Null: random weights",
@@ -121,19 +136,6 @@ def _cursor(result: Any, choice: Any) -> tuple[int, int]:
 def _extraction(prediction: Any, unnamed: str) -> None:
     query, choice = prediction.query.query, state.view().heads
     line, spec = panels.heading("Extraction events", "extraction"), requests.extraction(choice)
-    variants = list(dict.fromkeys([*VARIANTS, choice.edges]))
-    with line:
-        st.selectbox(
-            "What the read-out may read, in each layer alone",
-            variants,
-            index=variants.index(choice.edges),
-            format_func=lambda variant: "all edges open" if variant == "none" else variant,
-            key=state.seed("heads-edges", choice.edges),
-            on_change=state.on_change("heads-edges", "heads", "edges", lambda value: value or "none"),
-            label_visibility="collapsed",
-            accept_new_options=True,
-            width=230,
-        )
     passes = 1 if choice.edges == "none" else 2
     found = panels.run(line, "heads-extraction", "attribute_extraction", query, spec, passes, prediction)
     if found is None or found.value is None or found.value.update_table().empty:
@@ -242,5 +244,41 @@ def _pattern(prediction: Any, layer: int, head: int) -> None:
     rows = panels.rows_height(len(found.value.query.ids))
     panels.figure(shown, name="pattern", found=found, code=code, height=rows, point=False)
 
+
+MAP = compare.Panel(
+    name="heads",
+    heading="What each head adds",
+    method="heads",
+    slot="heads-map",
+    kind="heads",
+    command="heads",
+    function="heads",
+    spec=lambda view, found: requests.heads(view.heads),
+    passes=lambda view, found: requests.heads_passes(found),
+    draw=lambda result, view: figures.head_map(result, view.heads, None, None, ""),
+    difference=lambda both, view: figures.head_difference(both, view.heads),
+    point=False,
+)
+EVENTS = compare.Panel(
+    name="extraction",
+    heading="Extraction events",
+    method="extraction",
+    slot="heads-extraction",
+    kind="attribute_extraction",
+    command="extract",
+    function="attribute_extraction",
+    spec=lambda view, found: requests.extraction(view.heads),
+    passes=lambda view, found: 1 if view.heads.edges == "none" else 2,
+    draw=lambda result, view: figures.extraction_events(result, ""),
+    difference=lambda both, view: both.curves(
+        "target_rank",
+        both.table["site"].map(figures.SITES),
+        quantity="rank",
+        what=f"rank of {both.answer}",
+    ),
+    height=180,
+    point=False,
+    places=False,
+)
 
 runs.live(draw)

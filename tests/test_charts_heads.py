@@ -82,6 +82,16 @@ def test_colours_are_symmetric_around_nothing() -> None:
     assert "Paris minus Rome" in foil.sentence
 
 
+def test_a_difference_is_b_minus_a() -> None:
+    figure = charts.head_difference(effects(), effects() * 3, LAYERS, answer="Paris")
+    values = figure.data.set_index(["layer", "head"])["value"]
+    assert values[3, 1] == pytest.approx(3.4)
+    assert "layer 3, head 1: +3.40 nats (+1.70 nats in A, +5.10 nats in B)" in figure.sentence
+    altair.Chart.from_dict(figure.complete_spec())
+    with pytest.raises(SpecError):
+        charts.head_difference(effects(), effects(4, 4), LAYERS, answer="Paris")
+
+
 @pytest.mark.parametrize(
     ("highest", "limit"), [(0.0, 1.0), (1.0, 1.0), (1.01, 1.5), (2.04, 3.0), (0.28, 0.3), (7.0, 8.0), (95.0, 100.0)]
 )

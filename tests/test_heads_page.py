@@ -113,6 +113,21 @@ def test_a_cell_leads_to_the_heads_of_its_layer(open_page: Callable[..., AppTest
     assert at.number_input(key="heads-cursor-layer").value == 2
 
 
+def test_two_sides_and_their_difference(open_page: Callable[..., AppTest], loaded: Any) -> None:  # noqa: F811
+    at = open_page("heads", **JAPAN)
+    settle(at.button(key="pin-as-a").click().run())
+    settle(at.selectbox(key="heads-edges").set_value("block:subject").run())
+    assert len(at.get("vega_lite_chart")) == 6
+    other = {"prompt": "The capital of Peru is", "subject": "Peru", "answer": "Tokyo"}
+    for name, value in other.items():
+        at.text_input(key=f"fact-{name}").set_value(value)
+    settle(at.button(key="FormSubmitter:fact-Ask").click().run())
+    a, b = (heads.run(loaded, Query(**fact)).direct_effect for fact in (JAPAN, other))
+    layer, head = np.unravel_index(np.abs(b - a).argmax(), a.shape)
+    assert "No place is named, since the model does not know this" in said(at)
+    assert f"layer {layer}, head {head}" not in said(at)
+
+
 def test_a_foil_offers_the_difference(open_page: Callable[..., AppTest], loaded: Any) -> None:  # noqa: F811
     at = open_page("heads", cell="2.1.3", foil="Paris", effect="foil", **JAPAN)
     result = heads.run(loaded, Query(**JAPAN, foil="Paris"))

@@ -15,7 +15,7 @@ from factscope.charts.curves import control_band, knockout_curve, layer_curves, 
 from factscope.charts.differences import difference_bars, difference_curves, difference_map, lock
 from factscope.charts.enrichment import attributes_rates, sublayer_knockout
 from factscope.charts.figure import Figure
-from factscope.charts.heads import attention_pattern, extraction_events, head_map, head_sources
+from factscope.charts.heads import attention_pattern, extraction_events, head_difference, head_map, head_sources
 from factscope.charts.heatmaps import knockout_map, lens_grid, trace_map
 from factscope.charts.text import TokenRow, token_rows
 
@@ -30,6 +30,7 @@ __all__ = [
     "difference_map",
     "export",
     "extraction_events",
+    "head_difference",
     "head_map",
     "head_sources",
     "knockout_curve",

@@ -68,24 +68,16 @@ def head_map(
     grid = np.array(values, dtype=float).T
     if grid.ndim != 2 or grid.shape[1] != len(layers) or not grid.size:
         raise SpecError(f"values of shape {grid.T.shape} do not fit {len(layers)} layers", "give [layer, head]")
-    word, look, end = _what(answer, foil), theme_named(theme), limit_of(grid)
-    ticks = (-end, -end / 2, 0.0, end / 2, end)
+    word, look = _what(answer, foil), theme_named(theme)
     grey = "" if null is None else f"; grey: no more than random weights give ({null:.2g})"
-    shape = GridShape(
-        layers=tuple(int(layer) for layer in layers),
-        n_tokens=grid.shape[0],
-        theme=theme,
-        quantity="change",
-        low=-end,
-        high=end,
-        legend=(
+    shape = _shape(
+        grid,
+        layers,
+        theme,
+        (
             f"direct effect on the logit of {word}, nats",
             f"{look.strong} orange: pushes {word} up; {look.strong} blue: pushes {word} down{grey}",
         ),
-        ticks=ticks,
-        tick_labels=tuple(f"{v:+g}".replace("-", text.MINUS) if v else "0" for v in ticks),
-        value_title="direct effect",
-        axis_title="layer",
     )
     return Figure(
         title=f"What each attention head adds to {word}",
@@ -94,6 +86,70 @@ def head_map(
         sentence=_map_sentence(grid, shape.layers, word, null, unnamed),
         alt_table=_map_table(grid, shape.layers),
         caption=caption,
+    )
+
+
+@remakeable
+def head_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    layers: Sequence[int],
+    *,
+    answer: str,
+    foil: str = "",
+    theme: ThemeName = "light",
+    caption: str = "",
+) -> Figure:
+    """Where two maps of heads differ, B - A.
+
+    Args:
+        a, b: [layer, head], nats; NaN where not computed yet, or not in both.
+
+    Raises:
+        SpecError: the theme is unknown, or the shapes do not fit.
+    """
+    left, right = (np.array(values, dtype=float).T for values in (a, b))
+    if left.shape != right.shape or left.ndim != 2 or left.shape[1] != len(layers) or not left.size:
+        raise SpecError(f"maps of shapes {left.T.shape} and {right.T.shape} do not fit", "give two [layer, head]")
+    grid = right - left
+    named = f"B {text.MINUS} A"
+    shape = _shape(
+        grid,
+        layers,
+        theme,
+        (f"{named}: direct effect on {_what(answer, foil)}, nats", "orange: higher in B; blue: lower"),
+    )
+    sentence = NOTHING
+    if np.isfinite(grid).any():
+        head, column = np.unravel_index(np.nanargmax(np.abs(grid)), grid.shape)
+        sides = f"{_nats(float(left[head, column]))} in A, {_nats(float(right[head, column]))} in B"
+        where = f"layer {layers[int(column)]}, head {int(head)}"
+        sentence = f"{named} is largest at {where}: {_nats(float(grid[head, column]))} ({sides})."
+    return Figure(
+        title=f"{named}: what each attention head adds to {_what(answer, foil)}",
+        spec=copy.deepcopy(_map_spec(shape)),
+        data=_map_data(grid, shape, None, None),
+        sentence=sentence,
+        alt_table=_map_table(grid, shape.layers),
+        caption=caption,
+    )
+
+
+def _shape(grid: NDArray[np.float64], layers: Sequence[int], theme: ThemeName, legend: tuple[str, ...]) -> GridShape:
+    end = limit_of(grid)
+    ticks = (-end, -end / 2, 0.0, end / 2, end)
+    return GridShape(
+        layers=tuple(int(layer) for layer in layers),
+        n_tokens=grid.shape[0],
+        theme=theme,
+        quantity="change",
+        low=-end,
+        high=end,
+        legend=legend,
+        ticks=ticks,
+        tick_labels=tuple(f"{v:+g}".replace("-", text.MINUS) if v else "0" for v in ticks),
+        value_title="direct effect",
+        axis_title="layer",
     )
 
 
