@@ -289,6 +289,7 @@ _ALL = (
     Method(
         name="head",
         title="One attention head",
+        module="attention_pattern",
         question="Where does a head look?",
         answer="Its attention from every token, what it takes from each at the read-out, and which tokens it pushes.",
         recipe=(

@@ -116,13 +116,15 @@ def test_the_home_requests_are_those_of_the_pages() -> None:
     assert [kind for kind, _, _ in asked] == [
         "prediction",
         "logit_lens",
-        "attention_knockout",
-        "attention_knockout",
+        *["attention_knockout"] * 2,
+        *["causal_tracing"] * 3,
+        *["subject_enrichment"] * 3,
+        *["sub_updates"] * 8,
         "heads",
         "attribute_extraction",
         "prediction",
     ]
-    assert all(query == HOME for _, query, _ in asked[:6])
+    assert all(query == HOME for _, query, _ in asked[:-1])
     assert requests.curve(FlowChoice()) == asked[2][2]
 
 

@@ -3,6 +3,9 @@
 1. One plain forward up to the layer; its attention's own weights are recorded, all heads.
 2. Row t holds what position t reads; a row adds up to 1 (less where a family lets a sink take part of it).
 
+Source: attention weights as in Chughtai et al. 2024 (arXiv 2402.07321) and Geva et al. 2023 (arXiv 2304.14767), section
+6; the subject's mapping beside them on the page as in Dar et al. 2022 (arXiv 2209.02535).
+
 The implementation of the attention is never switched for it: a model whose attention does not tell its weights is
 refused, with the reason.
 """
