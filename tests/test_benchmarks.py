@@ -121,6 +121,14 @@ def test_a_missed_row_is_explained(tiny: shapes.Shape) -> None:
     assert "aten::" in json.dumps(seen["top"])
 
 
+def test_the_reference_of_a_lens_is_counted_once(tiny: shapes.Shape) -> None:
+    """It gives all its numbers together, not a cell at a time."""
+    task = rows.lenses(tiny, TOKENS)
+    row = measure(task, 1)
+    seen = explain(task, row, peak=50.0)
+    assert 0.5 * seen["gflop"] < seen["reference_gflop"] < 3 * seen["gflop"]
+
+
 def test_memory_is_watched(tiny: shapes.Shape) -> None:
     watch = memory.settled()
     with watch.watching():
