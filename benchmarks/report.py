@@ -30,7 +30,8 @@ Seconds of processor time of one process, median of interleaved rounds, float32,
 anything is timed, and those of the timed runs after: probabilities that differ by more than 1e-5 fail. Weights of
 random models are scaled until p moves; *moved* is the share of cells that move p by more than 0.05 (for the lens: of
 steps from layer to layer that move the probability of the first choice as much). A reference that ran a sample of the
-cells draws it anew each round and is scaled to all; `--full` runs all.
+cells draws it anew each round and is scaled to all; `--full` runs all. Where two float32 computations are further apart
+than 1e-5, both are held to the reference's own in float64, and FactScope's numbers must be within 1e-5 of those.
 """
 _METHODS = """\
 ## What is compared
@@ -78,6 +79,15 @@ def record(rows: Sequence[Row], mode: str, commit: str, peak: float = 0.0) -> di
         },
         "rows": [asdict(row) | {"ratio": row.ratio, "ok": row.ok} for row in rows],
     }
+
+
+def replaced(before: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with some rows measured again; they say of which commit they are."""
+    names = ("experiment", "model", "tokens", "reference")
+    new = {tuple(row[name] for name in names): row for row in again["rows"]}
+    rows = [new.pop(tuple(row[name] for name in names), row) for row in before["rows"]]
+    later = [f"{row['experiment']}, {row['tokens']} tokens: commit {again['commit']}" for row in again["rows"]]
+    return {**before, "rows": [*rows, *new.values()], "again": [*before.get("again", []), *later]}
 
 
 def rows_of(data: Mapping[str, Any]) -> list[Row]:
@@ -167,7 +177,8 @@ def page(data: Mapping[str, Any]) -> str:
         _INTRODUCTION,
         f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['threads']} thread used.{peak} "
         f"Python {versions['python']}, torch {versions['torch']}, transformers {versions['transformers']}. "
-        f"Commit {data['commit']}, {data['mode']} run.",
+        f"Commit {data['commit']}, {data['mode']} run."
+        + "".join(f" Measured again: {row}." for row in data.get("again", ())),
         "",
     ]
     rows = rows_of(data)
@@ -195,7 +206,7 @@ def _section(title: str, rows: Sequence[Row]) -> list[str]:
             f"| {rest} | {row.model} | {row.tokens} | {row.cells} | {_median(row.seconds)} "
             f"| {row.reference}{_sample(row)}: {_median(row.reference_seconds)} "
             f"| **{row.ratio:.1f}x** | {_mark(row.at_least)} | {_mark(row.aim)} | {verdict(row)} "
-            f"| {row.difference:.1e} | {row.moved:.0%} |"
+            f"| {row.difference:.1e}{' from float64' if row.exact else ''} | {row.moved:.0%} |"
         )
     explained = [row for row in rows if row.profile is not None]
     if explained:

@@ -36,7 +36,9 @@ class Row:
         seconds, reference_seconds: CPU seconds of every round; a sampled reference is scaled to all cells. Empty where
             the numbers differed before anything was timed.
         sampled: cells that the reference ran a round; 0 where it ran all. cells: of the whole.
-        difference: largest deviation of a probability. moved: share of cells that move p by more than 0.05.
+        difference: largest deviation of a probability. exact: whether from the reference's computation in float64, to
+            which both are held where two float32 computations are further apart than the limit.
+        moved: share of cells that move p by more than 0.05.
         at_least: the ratio that must be reached, None where none is set. aim: the one that is wished for.
         profile: where the time went, for a row that misses either.
     """
@@ -53,6 +55,7 @@ class Row:
     moved: float
     at_least: float | None = None
     aim: float | None = None
+    exact: bool = False
     profile: dict[str, Any] | None = None
 
     @property
@@ -84,7 +87,8 @@ class Task:
     """Two ways to the same numbers by cell.
 
     Attributes:
-        fast, slow: the numbers of some cells. p_base: of a run without a cell, which those that move p move away from.
+        fast, slow: the numbers of some cells. exact: the slow way in float64, if there is one.
+        p_base: of a run without a cell, which those that move p move away from.
         sample: cells that the slow way runs a round, drawn anew; 0 runs all.
         once: the slow way runs in the first round alone.
         flat: cells whose numbers need not be a cell each (a lens): no sample, no gate on a part.
@@ -104,6 +108,7 @@ class Task:
     aim: float | None = None
     once: bool = False
     flat: bool = False
+    exact: Callable[[Sequence[Cell]], Mapping[Cell, Any]] | None = None
 
     def chosen(self, number: int) -> list[Cell]:
         """What the slow way runs in a round; the gate is round -1."""
@@ -136,7 +141,7 @@ def measure(task: Task, rounds: int) -> Row:
         aim=task.aim,
     )
     gate = task.chosen(-1)
-    row = replace(row, difference=apart(task.fast(gate), task.slow(gate)))
+    row = _compared(row, task, [(task.fast(gate), task.slow(gate))])
     if not row.same_numbers:
         return row
     slow_rounds = 1 if task.once else rounds
@@ -145,15 +150,25 @@ def measure(task: Task, rounds: int) -> Row:
         "theirs": lambda number: task.slow(task.chosen(number)) if number < slow_rounds else {},
     }
     seconds, given = interleaved(actions, rounds)
-    compared = [apart(found["ours"], found["theirs"] or given[0]["theirs"]) for found in given]
+    row = _compared(row, task, [(found["ours"], found["theirs"] or given[0]["theirs"]) for found in given])
     scale = len(task.cells) / len(task.chosen(0))
     return replace(
         row,
         seconds=seconds["ours"],
         reference_seconds=[s * scale for s in seconds["theirs"][:slow_rounds]],
-        difference=max([row.difference, *compared]),
         moved=_moved(task, given[0]["ours"]),
     )
+
+
+def _compared(row: Row, task: Task, pairs: Sequence[tuple[Mapping[Cell, Any], Mapping[Cell, Any]]]) -> Row:
+    """The row with the largest deviation so far."""
+    before = 0.0 if row.difference == float("inf") else row.difference
+    largest = max([before, *(apart(fast, slow) for fast, slow in pairs)])
+    if largest <= ROUNDING or task.exact is None or not np.isfinite(largest):
+        return replace(row, difference=largest)
+    exact = task.exact(sorted({cell for _, slow in pairs for cell in slow}))
+    held = [apart(fast, {cell: exact[cell] for cell in slow}) for fast, slow in pairs]
+    return replace(row, difference=max([before, *held]), exact=True)
 
 
 def _moved(task: Task, found: Mapping[Cell, Any]) -> float:
@@ -230,6 +245,10 @@ def zeros(shape: Shape, tokens: int, *, site: Any = "mlp", size: int = 10, **fie
     ids = shape.ids(tokens, seed=tokens)
     target, p_base = top(shape, ids)
     rows = torch.tensor([ids])
+
+    def cell_by_cell(model: Any, cells: Sequence[Cell]) -> dict[Cell, float]:
+        return {cell: references.zero_cell(model, rows, cell, target, site=site, size=size) for cell in cells}
+
     return Task(
         experiment=f"zeroed {'MLP' if site == 'mlp' else site} updates, window {size}",
         reference="one forward per cell",
@@ -237,9 +256,8 @@ def zeros(shape: Shape, tokens: int, *, site: Any = "mlp", size: int = 10, **fie
         tokens=tokens,
         cells=grid(shape, tokens),
         fast=lambda cells: ours.zero(shape.handle, ids, cells, target, site=site, size=size),
-        slow=lambda cells: {
-            cell: references.zero_cell(shape.plain, rows, cell, target, site=site, size=size) for cell in cells
-        },
+        slow=lambda cells: cell_by_cell(shape.plain, cells),
+        exact=lambda cells: cell_by_cell(shape.exact(), cells),
         p_base=p_base,
         seed=tokens,
         **fields,

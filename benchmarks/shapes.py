@@ -39,6 +39,10 @@ class Shape:
         """The name without its size."""
         return self.name.removeprefix("random weights of ").partition(" (")[0]
 
+    def exact(self) -> Any:
+        """The untuned model in float64: a copy, made when two float32 computations are to be judged."""
+        return copy.deepcopy(self.plain).double()
+
     def ids(self, length: int, seed: int = 0) -> list[int]:
         """Token ids: of a sentence, or random ones."""
         if (length, seed) not in self.drawn:

@@ -15,8 +15,10 @@ import numpy as np
 import streamlit as st
 
 from dashboard import figures, model_drawer, parts, picker, requests, runs, state
-from dashboard.link import FlowChoice
+from dashboard.link import EnrichChoice, FlowChoice, HeadsChoice, TraceChoice
+from dashboard.runs import Kind
 from factscope.charts.text import probability, signed
+from factscope.errors import FactScopeError
 from factscope.queries import Query
 
 _ANSWERS = {True: "yes", False: "no more than its null", None: "not told"}
@@ -115,18 +117,30 @@ def _read(source: str) -> Callable[[Any, Sequence[Any]], Finding | None]:
         query = prediction.query.query
         choice = requests.without_subject(FlowChoice(), prediction)
         spec, passes = requests.curve(choice), requests.curve_passes(prediction, choice)
-        key = runs.key_of("attention_knockout", query, spec)
-        known = runs.peek("evidence-curve", "attention_knockout", query, spec) is not None
-        if runs.cost("attention_knockout", prediction, passes).asks and not known and not runs.was_started(key):
-            return Finding(beats=None, effect="A long run: start it there.")
-        seen = runs.request("evidence-curve", "attention_knockout", query, spec)
-        if seen.state != "done":
-            return None if seen.error is None else Finding(beats=None, effect="It could not be computed.")
-        if source not in seen.result.sources:
+        result = _result("evidence-curve", "attention_knockout", prediction, spec, passes)
+        if result is None or isinstance(result, Finding):
+            return result
+        if source not in result.sources:
             return Finding(beats=None, effect=f"This prompt has no {source} tokens.")
-        return read(seen.result, source, *_null(seen.result, query, choice, prediction))
+        return read(result, source, *_null(result, query, choice, prediction))
 
     return find
+
+
+def _result(slot: str, kind: Kind, prediction: Any, spec: Any, passes: int) -> Any | Finding | None:
+    """The result of a run; None while it is under way, a finding where there is none."""
+    query = prediction.query.query
+    known = runs.peek(slot, kind, query, spec) is not None or runs.was_started(runs.key_of(kind, query, spec))
+    if runs.cost(kind, prediction, passes).asks and not known:
+        return Finding(beats=None, effect="A long run: start it there.")
+    seen = runs.request(slot, kind, query, spec)
+    if seen.state == "done":
+        return seen.result
+    return None if seen.error is None else Finding(beats=None, effect=_failed(seen.error))
+
+
+def _failed(error: BaseException) -> str:
+    return f"Not computed: {error.what}." if isinstance(error, FactScopeError) else "It could not be computed."
 
 
 def _null(result: Any, query: Query, choice: FlowChoice, prediction: Any) -> tuple[np.ndarray | None, str]:
@@ -168,8 +182,114 @@ def _effect(result: Any, source: str, j: int) -> str:
     return f"{signed(float(result.log_odds_change[i, j]), 1)} nats around layer {result.layers[j]} ({moved})"
 
 
+def _enriched(prediction: Any, wordings: Sequence[Any]) -> Finding | None:
+    """Does the subject's last token speak for its attributes?"""
+    if prediction.query.subject is None:
+        return Finding(beats=None, effect=_NO_SUBJECT)
+    spec = requests.enrichment(EnrichChoice(), "bundled")
+    result = _result("evidence-rates", "subject_enrichment", prediction, spec, 2)
+    return result if result is None or isinstance(result, Finding) else enriched(result)
+
+
+def enriched(result: Any) -> Finding:
+    """The highest attributes rate of subject-last among the layers where it is above every other subject's."""
+    i = result.positions.index("subject-last")
+    columns = [j for j, layer in enumerate(result.layers) if layer >= 0]
+    rate, beyond = result.rate[i][columns], result.beats_null[i][columns]
+    best = int(np.nanargmax(np.where(beyond, rate, -1.0) if beyond.any() else rate))
+    j = columns[best]
+    effect = (
+        f"{rate[best]:.3g}% of what it speaks for at layer {result.layers[j]} are its attributes"
+        f" (at most {result.ceiling:.3g}%)"
+    )
+    if not len(result.other_rates):
+        return Finding(beats=None, effect=effect, null="no other subjects at hand")
+    others = result.other_rates[:, i, j]
+    null = f"up to {others.max():.3g}% there for {len(others)} other subjects"
+    return Finding(beats=bool(beyond.any()), effect=effect, null=null)
+
+
+def _extracted(prediction: Any, wordings: Sequence[Any]) -> Finding | None:
+    """Does an attention update at the read-out have the answer on top?"""
+    spec = requests.extraction(HeadsChoice())
+    result = _result("evidence-extraction", "attribute_extraction", prediction, spec, 1)
+    if result is None or isinstance(result, Finding):
+        return result
+    model = state.view().model
+    if model.name != "bundled" or not model_drawer.may_be_random():
+        return extracted(result, None, "none (Heads has random weights as one)")
+    asked = replace(prediction.query.query, answer=prediction.query.query.answer or prediction.target.text.strip())
+    random = model_drawer.random_of(model)
+    seen = runs.request("evidence-extraction-null", "attribute_extraction", asked, spec, model=random)
+    if seen.state != "done":
+        return extracted(result, None, "being computed" if seen.error is None else "could not be computed")
+    return extracted(result, seen.result, "random weights")
+
+
+def extracted(result: Any, null: Any, named: str) -> Finding:
+    """The layers whose attention has the answer on top, where the null's attention has not."""
+    ranks = result.target_rank[result.sites.index("attention")]
+    j = int(ranks.argmin())
+    events = [layer for layer, rank in zip(result.layers, ranks, strict=True) if rank == 1]
+    many = "layers" if len(events) > 1 else "layer"
+    effect = (
+        f"attention writes it as first choice in {many} {', '.join(map(str, events))}"
+        if events
+        else f"rank {ranks[j]} at best, in layer {result.layers[j]}"
+    )
+    if null is None:
+        return Finding(beats=None, effect=effect, null=named)
+    theirs = null.target_rank[null.sites.index("attention")]
+    beats = any(rank == 1 and other > 1 for rank, other in zip(ranks, theirs, strict=True))
+    return Finding(beats=beats, effect=effect, null=f"rank {theirs.min()} at best, {named}")
+
+
+def _restorable(prediction: Any, wordings: Sequence[Any]) -> Finding | None:
+    """Does one clean state of the subject bring the answer back when the subject is corrupted?"""
+    if prediction.query.subject is None:
+        return Finding(beats=None, effect=_NO_SUBJECT)
+    choice = TraceChoice()
+    spec, passes = requests.trace(choice, "hidden"), requests.trace_passes(prediction, choice)
+    result = _result("evidence-trace", "causal_tracing", prediction, spec, passes)
+    return result if result is None or isinstance(result, Finding) else restorable(result)
+
+
+def restorable(result: Any) -> Finding:
+    """The subject's state that gives back most, among those that give more than any other token does at its layer.
+
+    The read-out's own states restore everything by construction, and are not looked at.
+    """
+    if result.doubts:
+        return Finding(beats=None, effect=result.doubts[0].rstrip("."))
+    corrupted = {*result.corrupted, *range(*result.query.subject)}
+    own = [i for i, p in enumerate(result.positions) if p in corrupted and p != result.query.last]
+    other = [i for i, p in enumerate(result.positions) if p not in corrupted and p != result.query.last]
+    if not own:
+        return Finding(beats=None, effect="The subject is the last token, which restores everything.")
+    effects = result.indirect_effect
+    null = np.maximum(effects[other].max(axis=0), 0.0) if other else np.zeros(len(result.layers))
+    beyond = effects[own] > null
+    i, j = np.unravel_index(np.where(beyond, effects[own], -1.0).argmax() if other and beyond.any()
+                            else effects[own].argmax(), beyond.shape)  # fmt: skip
+    token = result.query.tokens[result.positions[own[i]]]
+    effect = (
+        f"p {probability(result.p_corrupted)} \u2192 {probability(float(result.p_restored[own[i], j]))} (clean"
+        f" {probability(result.p_clean)}) by token {token.position}, layer {result.layers[j]}"
+    )
+    if not other:
+        return Finding(beats=None, effect=effect, null="no other tokens")
+    largest = result.p_corrupted + float(null[j])
+    return Finding(
+        beats=bool(beyond.any()), effect=effect, null=f"p \u2264 {probability(largest)} there by any other token"
+    )
+
+
+_NO_SUBJECT = "This prompt has no subject tokens."
 STEPS: tuple[Step, ...] = (
     Step(name="known?", find=_known, untold=True),
     Step(name="relation read?", find=_read("relation"), page="../pages/flow.py", title="Flow"),
     Step(name="subject read?", find=_read("subject"), page="../pages/flow.py", title="Flow"),
+    Step(name="enriched?", find=_enriched, page="../pages/lens.py", title="Lens"),
+    Step(name="extracted?", find=_extracted, page="../pages/heads.py", title="Heads"),
+    Step(name="restorable?", find=_restorable, page="../pages/trace.py", title="Trace"),
 )

@@ -441,6 +441,7 @@ ROWS = {
         labels=("site",),
         position="position",
     ),
+    "enrich": Rows(axes=("position", "layer"), measures=("attributes_rate", "ceiling", "other_subject_rate")),
     "extract": Rows(axes=("site", "layer"), measures=("target_rank", "target_score"), labels=("extracted",)),
     "heads": Rows(
         axes=("layer", "head"),

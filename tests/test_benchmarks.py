@@ -121,6 +121,28 @@ def test_a_missed_row_is_explained(tiny: shapes.Shape) -> None:
     assert "aten::" in json.dumps(seen["top"])
 
 
+def test_where_float32_is_too_coarse_float64_judges(tiny: shapes.Shape) -> None:
+    """A reference with an error of its own does not fail us; an error of ours does."""
+    task = replace(rows.zeros(tiny, TOKENS), at_least=None, aim=None)
+    slow, fast = task.slow, task.fast
+    shifted = measure(replace(task, slow=lambda cells: {cell: p + 2e-5 for cell, p in slow(cells).items()}), 1)
+    assert shifted.exact and shifted.same_numbers and shifted.difference < 5e-6
+    wrong = measure(replace(task, fast=lambda cells: {cell: p + 2e-5 for cell, p in fast(cells).items()}), 1)
+    assert wrong.exact and not wrong.same_numbers
+    plain = measure(task, 1)
+    assert plain.same_numbers and not plain.exact
+
+
+def test_a_row_that_is_measured_again_takes_its_own_place(tiny: shapes.Shape) -> None:
+    first = [measure(rows.zeros(tiny, TOKENS, site=site), 1) for site in ("mlp", "attention")]
+    before = report.record(first, "standard", "aaaaaaa")
+    again = report.record([replace(first[1], seconds=[9.0])], "standard", "bbbbbbb")
+    found = report.replaced(before, again)
+    assert [row["seconds"] for row in found["rows"]] == [first[0].seconds, [9.0]]
+    assert found["commit"] == "aaaaaaa"
+    assert "attention updates" in found["again"][0] and "bbbbbbb" in found["again"][0]
+
+
 def test_the_reference_of_a_lens_is_counted_once(tiny: shapes.Shape) -> None:
     """It gives all its numbers together, not a cell at a time."""
     task = rows.lenses(tiny, TOKENS)

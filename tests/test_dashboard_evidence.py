@@ -66,6 +66,79 @@ def test_the_strip_reads_the_numbers_of_the_experiment() -> None:
     assert f"around layer {best['layer']} " in found.effect
 
 
+def rates(own: list[float], others: list[list[float]]) -> Any:
+    """Layer -1 is the mean input embedding, which is no block's output."""
+    rate, other = np.array([[9.0] * len(own), own]), np.array(others)
+    stacked = np.stack([np.zeros_like(other), other], axis=1)
+    return SimpleNamespace(
+        positions=("last", "subject-last"),
+        layers=tuple(range(-1, len(own) - 1)),
+        rate=rate,
+        other_rates=stacked,
+        beats_null=rate > stacked.max(axis=0),
+        ceiling=12.0,
+    )
+
+
+def test_the_highest_rate_that_no_other_subject_reaches_is_told() -> None:
+    found = evidence.enriched(rates([8.0, 2.0, 6.0, 4.0], [[0.0, 1.0, 7.0, 3.0], [0.0, 0.0, 0.0, 1.0]]))
+    assert found.beats is True
+    assert found.effect == "4% of what it speaks for at layer 2 are its attributes (at most 12%)"
+    assert found.null == "up to 3% there for 2 other subjects"
+
+
+def test_a_rate_that_another_subject_has_too_is_no_enrichment() -> None:
+    found = evidence.enriched(rates([8.0, 2.0, 6.0], [[0.0, 2.0, 7.0]]))
+    assert found.beats is False
+    assert "layer 1" in found.effect
+
+
+def ranks(*attention: int) -> Any:
+    return SimpleNamespace(
+        sites=("mlp", "attention"),
+        layers=tuple(range(len(attention))),
+        target_rank=np.array([[1] * len(attention), attention]),
+    )
+
+
+def test_an_extraction_is_an_event_of_the_attention_where_the_null_has_none() -> None:
+    found = evidence.extracted(ranks(40, 1, 1), ranks(1, 1, 7), "random weights")
+    assert (found.beats, found.effect) == (True, "attention writes it as first choice in layers 1, 2")
+    assert found.null == "rank 1 at best, random weights"
+    assert evidence.extracted(ranks(40, 1, 9), ranks(1, 1, 7), "random weights").beats is False
+    assert evidence.extracted(ranks(40, 3, 9), ranks(50, 60, 7), "x").effect == "rank 3 at best, in layer 1"
+    assert evidence.extracted(ranks(1), None, "none").beats is None
+
+
+def traced(effects: list[list[float]], doubts: tuple[str, ...] = ()) -> Any:
+    """Four tokens; the subject is tokens 1 and 2, the last one is read out."""
+    grid = np.array(effects)
+    return SimpleNamespace(
+        doubts=doubts,
+        corrupted=(1, 2),
+        positions=(0, 1, 2, 3),
+        layers=tuple(range(grid.shape[1])),
+        indirect_effect=grid,
+        p_corrupted=0.1,
+        p_restored=grid + 0.1,
+        p_clean=0.9,
+        query=SimpleNamespace(subject=(1, 3), last=3, tokens=[SimpleNamespace(position=i) for i in range(4)]),
+    )
+
+
+def test_the_subject_state_that_gives_back_more_than_any_other_token_is_told() -> None:
+    found = evidence.restorable(traced([[0.0, 0.6], [0.3, 0.5], [0.2, 0.1], [0.8, 0.8]]))
+    assert found.beats is True
+    assert found.effect == "p 0.10 \u2192 0.40 (clean 0.90) by token 1, layer 0"
+    assert found.null == "p \u2264 0.10 there by any other token"
+    assert evidence.restorable(traced([[0.4, 0.6], [0.3, 0.5], [0.2, 0.1], [0.8, 0.8]])).beats is False
+
+
+def test_a_trace_in_doubt_tells_nothing() -> None:
+    found = evidence.restorable(traced([[0.0], [0.3], [0.2], [0.8]], doubts=("There is little to restore.", "More.")))
+    assert (found.beats, found.effect) == (None, "There is little to restore")
+
+
 def strip(at: Any) -> dict[str, list[str]]:
     """The lines of every step by its name."""
     steps = [step.name for step in evidence.STEPS]
@@ -91,7 +164,7 @@ def test_every_step_has_effect_null_and_a_link(open_page: OpenPage) -> None:
         assert " nats around layer " in lines[name][1]
         assert lines[name][2].startswith("null: ") and "5 draws of other tokens" in lines[name][2]
     links = [element.proto.label for element in at.get("page_link")]
-    assert links == ["See Flow", "See Flow"]
+    assert links == ["See Flow", "See Flow", "See Lens", "See Heads", "See Trace"]
 
 
 def test_a_prompt_without_a_subject_says_what_is_missing(open_page: OpenPage) -> None:
