@@ -138,7 +138,7 @@ def zero_cell(model: Any, ids: Tensor, cell: Cell, target: int, *, site: str, si
     layers = window(center, size, len(blocks(model)))
     with torch.no_grad(), hooked([(sublayer(blocks(model)[layer], site), clear) for layer in layers]):
         logits = model(ids, use_cache=False, logits_to_keep=1).logits
-        return float(logits[0, -1].float().softmax(dim=-1)[target])
+        return float(logits[0, -1].softmax(dim=-1)[target])
 
 
 def lens(model: Any, ids: Tensor, top_k: int, target: int) -> dict[str, Tensor]:

@@ -87,7 +87,7 @@ def replaced(before: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, A
     new = {tuple(row[name] for name in names): row for row in again["rows"]}
     rows = [new.pop(tuple(row[name] for name in names), row) for row in before["rows"]]
     later = [f"{row['experiment']}, {row['tokens']} tokens: commit {again['commit']}" for row in again["rows"]]
-    return {**before, "rows": [*rows, *new.values()], "again": [*before.get("again", []), *later]}
+    return {**before, "rows": [*rows, *new.values()], "again": list(dict.fromkeys([*before.get("again", []), *later]))}
 
 
 def rows_of(data: Mapping[str, Any]) -> list[Row]:
