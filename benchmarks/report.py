@@ -86,8 +86,8 @@ def replaced(before: Mapping[str, Any], again: Mapping[str, Any]) -> dict[str, A
     names = ("experiment", "model", "tokens", "reference")
     new = {tuple(row[name] for name in names): row for row in again["rows"]}
     rows = [new.pop(tuple(row[name] for name in names), row) for row in before["rows"]]
-    later = [f"{row['experiment']}, {row['tokens']} tokens: commit {again['commit']}" for row in again["rows"]]
-    return {**before, "rows": [*rows, *new.values()], "again": list(dict.fromkeys([*before.get("again", []), *later]))}
+    later = {f"{row['experiment']}, {row['tokens']} tokens": again["commit"] for row in again["rows"]}
+    return {**before, "rows": [*rows, *new.values()], "again": {**before.get("again", {}), **later}}
 
 
 def rows_of(data: Mapping[str, Any]) -> list[Row]:
@@ -178,7 +178,7 @@ def page(data: Mapping[str, Any]) -> str:
         f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['threads']} thread used.{peak} "
         f"Python {versions['python']}, torch {versions['torch']}, transformers {versions['transformers']}. "
         f"Commit {data['commit']}, {data['mode']} run."
-        + "".join(f" Measured again: {row}." for row in data.get("again", ())),
+        + "".join(f" Measured again: {row}, commit {commit}." for row, commit in data.get("again", {}).items()),
         "",
     ]
     rows = rows_of(data)
