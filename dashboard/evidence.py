@@ -241,7 +241,9 @@ def extracted(result: Any, null: Any, named: str) -> Finding:
         return Finding(beats=None, effect=effect, null=named)
     theirs = null.target_rank[null.sites.index("attention")]
     beats = any(rank == 1 and other > 1 for rank, other in zip(ranks, theirs, strict=True))
-    return Finding(beats=beats, effect=effect, null=f"rank {theirs.min()} at best, {named}")
+    return Finding(
+        beats=beats, answer="" if events else "no", effect=effect, null=f"rank {theirs.min()} at best, {named}"
+    )
 
 
 def _restorable(prediction: Any, wordings: Sequence[Any]) -> Finding | None:

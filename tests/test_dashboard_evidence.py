@@ -106,7 +106,8 @@ def test_an_extraction_is_an_event_of_the_attention_where_the_null_has_none() ->
     assert (found.beats, found.effect) == (True, "attention writes it as first choice in layers 1, 2")
     assert found.null == "rank 1 at best, random weights"
     assert evidence.extracted(ranks(40, 1, 9), ranks(1, 1, 7), "random weights").beats is False
-    assert evidence.extracted(ranks(40, 3, 9), ranks(50, 60, 7), "x").effect == "rank 3 at best, in layer 1"
+    never = evidence.extracted(ranks(40, 3, 9), ranks(50, 60, 700), "x")
+    assert (never.answer, never.effect) == ("no", "rank 3 at best, in layer 1")
     assert evidence.extracted(ranks(1), None, "none").beats is None
 
 
