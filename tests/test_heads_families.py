@@ -16,6 +16,7 @@ from factscope.experiments.attention_pattern import run as attention_pattern
 from factscope.experiments.attribute_extraction import ExtractionResult, ExtractionSpec
 from factscope.experiments.attribute_extraction import run as extract
 from factscope.experiments.heads import HeadsResult, HeadsSpec, run
+from factscope.models import splitting
 from factscope.models.handle import ModelHandle
 from tests.oracle.brute_force import blocks
 from tests.oracle.laboratory import distinct_prompt, handle_of, query_on
@@ -260,3 +261,13 @@ def test_contributions_need_attention_weights() -> None:
     result = extracted("falcon_rw", "keep:last")
     assert result.sites == ("attention", "mlp")
     assert any("does not tell its weights" in warning for warning in result.warnings)
+
+
+def test_a_norm_that_cannot_be_run_alone_is_a_missing_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise TypeError("three states, not one")
+
+    monkeypatch.setattr(splitting, "measure_norm", broken)
+    handle = handle_of(FAMILIES["granite"](0), "granite")
+    assert handle.capabilities["direct"].reason == "running its norms alone fails (TypeError)"
+    assert handle.capabilities["heads"].ok and handle.capabilities["sources"].ok and handle.reach is None

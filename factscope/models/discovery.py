@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -243,7 +243,7 @@ def _updates(
     calls: list[_Call], in_attention: list[_Call], h_in: Tensor, h_out: Tensor, parts: _LayerParts
 ) -> dict[str, tuple[nn.Module, float]]:
     """The pair of module outputs that the block adds to the stream, with multipliers; empty where none fits."""
-    added = (h_out - h_in).float()
+    added = h_out.double() - h_in.double()
     shape = added.shape
     eligible = [
         c for c in calls if c.output is not None and c.output.numel() == added.numel() and _width(c) == shape[-1]
@@ -258,6 +258,7 @@ def _updates(
         c for c in reversed(eligible) if c not in in_attention and not _before_attention(c, calls, in_attention)
     ]
     mlp_side.sort(key=lambda c: c.module is not parts.down_projection)
+    attention_side, mlp_side = _distinct(attention_side), _distinct(mlp_side)
     tolerance = max(_FIT, 8 * float(torch.finfo(h_out.dtype).eps))
     scale = float(added.norm())
     scaled: tuple[float, dict[str, tuple[nn.Module, float]]] | None = None
@@ -288,7 +289,20 @@ def _before_attention(call: _Call, calls: list[_Call], in_attention: list[_Call]
 
 def _flat(call: _Call, shape: torch.Size) -> Tensor:
     assert call.output is not None
-    return call.output.float().reshape(shape)
+    return call.output.double().reshape(shape)
+
+
+def _distinct(calls: list[_Call]) -> list[_Call]:
+    """The first of the modules that give the same: which one is named must not hang on rounding.
+
+    An attention module gives what its output projection gives; fits of the two tie, and a thread more decides.
+    """
+    kept: list[_Call] = []
+    for call in calls:
+        assert call.output is not None
+        if not any(torch.equal(call.output.flatten(), cast(Tensor, other.output).flatten()) for other in kept):
+            kept.append(call)
+    return kept
 
 
 def _parallel(

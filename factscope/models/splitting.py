@@ -229,7 +229,11 @@ def measure(
     if reason := _unsplit(model, seen, tolerance):
         return dict.fromkeys(names, reason), None
     reasons: dict[str, str] = dict.fromkeys(names, "")
-    reasons["direct"], reach = _direct(model, seen, tolerance)
+    reach: Reach | None = None
+    try:
+        reasons["direct"], reach = _direct(model, seen, tolerance)
+    except Exception as error:  # any failure is a missing capability
+        reasons["direct"] = f"running its norms alone fails ({type(error).__name__})"
     for name, check in (("sources", _sources), ("mappings", _mappings)):
         try:
             reasons[name] = check(model, ids, seen, tolerance)
