@@ -284,7 +284,9 @@ def test_cut_nothing_cut_everything_twice(family: str) -> None:
     o = oracle(family)
     spec = KnockoutSpec(sources=("each",), window=1, heads=("3.0",))
     result = run(o.subject.handle, query_on(o.ids, (2, 5)), spec)
-    assert (result.p_knockout[:, :3] == result.p_base).all()
+    assert (result.log_odds[:, :3] == result.log_odds_base).all()
+    # The exponential of a number may differ in its last bit from the same number's in a vector.
+    np.testing.assert_array_max_ulp(result.p_knockout[:, :3], np.full((LENGTH, 3), result.p_base), maxulp=2)
     dead = KnockoutSpec(edges=("3-7:2:*",))
     first = run(o.subject.handle, query_on(o.ids, (4, 6)), dead)
     other = [*o.ids]

@@ -56,18 +56,19 @@ def test_lens_is_the_plain_projection(
     result = found(family, site, projection)
     logits = expected_logits(family, site, projection)
     p = logits.softmax(dim=-1).numpy()
+    within = ROUNDING * max(1.0, float(logits.abs().max()) / 40)  # a logit of 80 is rounded to 4e-6 in float32
     target = result.target.ids[0]
     assert result.layers == (tuple(range(-1, 4)) if site == "block" else tuple(range(4)))
     assert result.positions == tuple(range(LENGTH))
     assert result.top_ids.shape == (len(result.layers), LENGTH, TOP_K)
-    close(np.take_along_axis(p, result.top_ids, axis=-1), result.top_probability)
+    close(np.take_along_axis(p, result.top_ids, axis=-1), result.top_probability, within)
     assert_top(result.top_ids, p)
-    close(p[..., target], result.target_probability)
+    close(p[..., target], result.target_probability, within)
     assert_rank(result.target_rank, p, target)
     entropy = -(p * np.log(p)).sum(axis=-1)
     close(entropy, result.entropy, 1e-4)
     for i, token in enumerate((11, 60)):
-        close(p[..., token], result.pinned_probability[..., i])
+        close(p[..., token], result.pinned_probability[..., i], within)
         assert_rank(result.pinned_rank[..., i], p, token)
 
 
