@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
 
 from factscope.models.handle import ModelHandle, build_handle
 from factscope.queries import Query
@@ -105,13 +106,17 @@ def random_gpt2(*, seed: int = 0, scale: float = 1.5, **shape: int) -> GPT2LMHea
     """Weights at a scale where a knockout moves probabilities: with the usual ones no comparison could fail."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = GPT2LMHeadModel(GPT2Config(**shape, **EAGER, bos_token_id=0, eos_token_id=0)).eval()
+        with no_init_weights():  # drawing 1.6 billion numbers twice takes half a minute
+            model = GPT2LMHeadModel(GPT2Config(**shape, **EAGER, bos_token_id=0, eos_token_id=0)).eval()
+        model.tie_weights()
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
                 is_embedding = ".wte." in name or ".wpe." in name
                 parameter.normal_(std=0.5 if is_embedding else scale / parameter.shape[0] ** 0.5)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.2)
+            else:
+                parameter.fill_(1.0)
         ids = torch.randint(0, shape["vocab_size"], (4, 12))
         model.transformer.ln_f.weight.mul_(4 / float(model(ids).logits[:, -1].std()))
         model.transformer.ln_f.bias.zero_()
