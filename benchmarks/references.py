@@ -96,7 +96,7 @@ def knockout_batched(
         layers = [window(center, size, n_layers) for _, center in chunk]
         with torch.no_grad(), cut(model, layers, [position for position, _ in chunk], ids.shape[1]):
             logits = model(ids.expand(len(chunk), -1), use_cache=False, logits_to_keep=1).logits[:, -1]
-            found |= dict(zip(chunk, logits.float().softmax(dim=-1)[:, target].tolist(), strict=True))
+            found |= dict(zip(chunk, _p(logits, target).tolist(), strict=True))
     return found
 
 
@@ -124,7 +124,12 @@ def trace_cell(
     hooks += [(sublayer(blocks(model)[layer], site), restore) for layer in layers]
     with torch.no_grad(), hooked(hooks):
         logits = model(ids.expand(1 + len(values), -1), use_cache=False).logits
-        return float(logits[1:, -1].float().softmax(dim=-1)[:, target].mean())
+        return float(_p(logits[1:, -1], target).mean())
+
+
+def _p(logits: Tensor, target: int) -> Tensor:
+    """Probability of the target in each row, in float32 or finer."""
+    return (logits if logits.dtype == torch.float64 else logits.float()).softmax(dim=-1)[:, target]
 
 
 def zero_cell(model: Any, ids: Tensor, cell: Cell, target: int, *, site: str, size: int) -> float:
@@ -138,7 +143,7 @@ def zero_cell(model: Any, ids: Tensor, cell: Cell, target: int, *, site: str, si
     layers = window(center, size, len(blocks(model)))
     with torch.no_grad(), hooked([(sublayer(blocks(model)[layer], site), clear) for layer in layers]):
         logits = model(ids, use_cache=False, logits_to_keep=1).logits
-        return float(logits[0, -1].softmax(dim=-1)[target])
+        return float(_p(logits[:, -1], target)[0])
 
 
 def lens(model: Any, ids: Tensor, top_k: int, target: int) -> dict[str, Tensor]:

@@ -203,6 +203,10 @@ def knockouts(shape: Shape, tokens: int, *, size: int = 9, batched: bool = False
     target, p_base = top(shape, ids)
     rows = torch.tensor([ids])
     batch = 16 if batched else 1
+
+    def slow(model: Any, cells: Sequence[Cell]) -> dict[Cell, float]:
+        return references.knockout_batched(model, rows, cells, size, target, batch)
+
     return Task(
         experiment=f"attention knockout, window {size}",
         reference="plain hooks, 16 cells a batch" if batched else "one forward per cell",
@@ -210,7 +214,8 @@ def knockouts(shape: Shape, tokens: int, *, size: int = 9, batched: bool = False
         tokens=tokens,
         cells=grid(shape, tokens),
         fast=lambda cells: ours.knockout(shape.handle, ids, cells, size, target),
-        slow=lambda cells: references.knockout_batched(shape.plain, rows, cells, size, target, batch),
+        slow=lambda cells: slow(shape.plain, cells),
+        exact=lambda cells: slow(shape.exact(), cells),
         p_base=p_base,
         seed=tokens,
         **fields,
@@ -225,6 +230,10 @@ def traces(shape: Shape, tokens: int, *, site: ours.Site = "output", size: int =
     values = ours.noise_values(SAMPLES, len(NOISED), shape.handle.info.d_model, NOISE)
     noise: dict[str, Any] = {"values": values, "noised": NOISED, "site": site, "size": size}
     unrestored = references.trace_cell(shape.plain, rows, (0, 0), target, **noise)  # position 0 carries no noise
+
+    def slow(model: Any, cells: Sequence[Cell]) -> dict[Cell, float]:
+        return {cell: references.trace_cell(model, rows, cell, target, **noise) for cell in cells}
+
     what = "block outputs" if site == "output" else f"{'MLP' if site == 'mlp' else site} updates, window {size}"
     return Task(
         experiment=f"causal trace, {what}, {SAMPLES} samples",
@@ -233,7 +242,8 @@ def traces(shape: Shape, tokens: int, *, site: ours.Site = "output", size: int =
         tokens=tokens,
         cells=cells,
         fast=lambda cells: ours.trace(shape.handle, ids, cells, target, **noise),
-        slow=lambda cells: {cell: references.trace_cell(shape.plain, rows, cell, target, **noise) for cell in cells},
+        slow=lambda cells: slow(shape.plain, cells),
+        exact=lambda cells: slow(shape.exact(), cells),
         p_base=unrestored,
         seed=tokens,
         **fields,
@@ -274,8 +284,8 @@ def lenses(shape: Shape, tokens: int, *, top_k: int = 10, **fields: Any) -> Task
         found = ours.lens(shape.handle, ids, top_k, target)
         return _by_cell(cells, found.top_probability, found.probability[:, 0], tokens)
 
-    def slow(cells: Sequence[Cell]) -> dict[Cell, np.ndarray]:
-        found = references.lens(shape.plain, rows, top_k, target)
+    def slow(model: Any, cells: Sequence[Cell]) -> dict[Cell, np.ndarray]:
+        found = references.lens(model, rows, top_k, target)
         return _by_cell(cells, found["top_probability"].flatten(0, 1), found["probability"].flatten(), tokens)
 
     return Task(
@@ -285,7 +295,8 @@ def lenses(shape: Shape, tokens: int, *, top_k: int = 10, **fields: Any) -> Task
         tokens=tokens,
         cells=[(position, layer) for layer in range(-1, n) for position in range(tokens)],
         fast=fast,
-        slow=slow,
+        slow=lambda cells: slow(shape.plain, cells),
+        exact=lambda cells: slow(shape.exact(), cells),
         p_base=p_base,
         flat=True,
         **fields,
@@ -302,6 +313,9 @@ def bundled_knockouts(shape: Shape, tokens: int, *, size: int, **fields: Any) ->
         p = knockout(shape.handle, query, spec).p_knockout
         return {cell: float(p[cell]) for cell in cells}
 
+    def slow(model: Any, cells: Sequence[Cell]) -> dict[Cell, float]:
+        return references.knockout_batched(model, ids, cells, size, target, 1)
+
     return Task(
         experiment=f"knockout map, window {size}",
         reference="one forward per cell",
@@ -309,7 +323,8 @@ def bundled_knockouts(shape: Shape, tokens: int, *, size: int, **fields: Any) ->
         tokens=tokens,
         cells=grid(shape, tokens),
         fast=fast,
-        slow=lambda cells: references.knockout_batched(shape.plain, ids, cells, size, target, 1),
+        slow=lambda cells: slow(shape.plain, cells),
+        exact=lambda cells: slow(shape.exact(), cells),
         p_base=p_base,
         **fields,
     )
