@@ -20,6 +20,8 @@ from factscope.experiments.logit_lens import LensSpec
 from factscope.experiments.logit_lens import run as lens
 
 ROUNDING = 1e-5
+COARSE = 1e-4
+"""Farther than this from its own float64 no float32 computation is by rounding: the reference is another one."""
 MOVES = 0.05
 GATE = 4
 """Cells whose numbers are compared before anything is timed; the timed runs' own numbers are compared after."""
@@ -167,6 +169,8 @@ def _compared(row: Row, task: Task, pairs: Sequence[tuple[Mapping[Cell, Any], Ma
     if largest <= ROUNDING or task.exact is None or not np.isfinite(largest):
         return replace(row, difference=largest)
     exact = task.exact(sorted({cell for _, slow in pairs for cell in slow}))
+    if max(apart({cell: exact[cell] for cell in slow}, slow) for _, slow in pairs) > COARSE:
+        return replace(row, difference=largest)
     held = [apart(fast, {cell: exact[cell] for cell in slow}) for fast, slow in pairs]
     return replace(row, difference=max([before, *held]), exact=True)
 
