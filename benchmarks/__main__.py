@@ -66,7 +66,7 @@ def others(rows: list[Row], small: Shape, chosen: argparse.Namespace, mode: str)
             marks = {name: least for name, least in table.PEERS.items() if (name, tokens) in known}
             own = {name: row for (name, length), row in known.items() if length == tokens}
             several = {
-                "sample": 8 if mode == "quick" else table.SAMPLE,
+                "sample": 8 if mode == "quick" else table.PEER_SAMPLE,
                 "rounds": 1 if mode == "quick" else chosen.rounds,
                 "folder": chosen.peers,
             }

@@ -11,6 +11,10 @@ from benchmarks.shapes import Shape
 
 SAMPLE = 16
 """Cells that a slow reference runs a round, drawn anew each time and scaled to all."""
+PEER_SAMPLE = 10
+"""The same of another library."""
+TRACE_SAMPLE = 6
+"""The same of a trace, whose cells are eleven rows each."""
 
 Marks = dict[int, tuple[float, float]]
 """By number of tokens: must, aim."""
@@ -44,11 +48,13 @@ def _of(shape: Shape, lengths: tuple[int, ...], sample: int, *, quick: bool) -> 
         yield _marked(partial(lenses, shape, tokens), LENS[tokens])
         if quick and tokens > 8:
             continue
-        yield _marked(partial(traces, shape, tokens, sample=sample), TRACE[tokens])
+        yield _marked(partial(traces, shape, tokens, sample=min(sample, TRACE_SAMPLE)), TRACE[tokens])
         if tokens not in WINDOWS:
             continue
         for site in () if quick else ("mlp", "attention"):
-            yield _marked(partial(traces, shape, tokens, site=site, size=10, sample=sample), WINDOWS[tokens])
+            yield _marked(
+                partial(traces, shape, tokens, site=site, size=10, sample=min(sample, TRACE_SAMPLE)), WINDOWS[tokens]
+            )
         for site in ("mlp",) if quick else ("mlp", "attention"):
             yield _marked(partial(zeros, shape, tokens, site=site, sample=sample), ZERO[tokens])
 
@@ -57,7 +63,7 @@ def _medium(shape: Shape, sample: int, *, traced: bool) -> Iterator[Task]:
     yield _marked(partial(knockouts, shape, 16, sample=sample), KNOCKOUT[16])
     yield _marked(partial(knockouts, shape, 16, batched=True, sample=sample), KNOCKOUT_BATCHED[16])
     if traced:
-        yield _marked(partial(traces, shape, 16, sample=sample), TRACE[16])
+        yield _marked(partial(traces, shape, 16, sample=min(sample, TRACE_SAMPLE)), TRACE[16])
 
 
 def _marked(make: partial[Task], marks: tuple[float, float]) -> Task:

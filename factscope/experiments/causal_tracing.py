@@ -88,6 +88,7 @@ def run(
     target = named or resolve_target(model, seen, clean.logits[0, 0])
     score = _Score(target=target, foil=foil_target(model, seen, target), ids=scored or scored_ids(seen, target))
     corruption = _corruption(model, seen, spec, plan, ids[len(seen.ids) :], n_scored)
+    timed.step()
     grid = _Grid(plan)
     done, warnings = 0, seen.warnings + target_warnings(model, seen, target) + plan.warnings
     clean_values = score.of_logits(clean)[:, 0]

@@ -17,7 +17,7 @@ from factscope.tokens import Target, TokenizedQuery, answer_target, token_text, 
 BUNDLED = "bundled"
 """Name of the model that ships with the project."""
 
-STEP_SECONDS = 0.05
+STEP_SECONDS = 0.03
 """Shortest time between two calls of progress from within a computation."""
 
 Progress = Callable[[int, int, Any], None]

@@ -41,6 +41,8 @@ WAVE_WORK = 150_000_000_000
 wave is half as long, so that there is something to see."""
 WAVE_BYTES = 192 * 2**20
 """Bytes that the widest layer of one wave may take."""
+WAVE_TOKENS = 8192
+"""Tokens of one wave in its widest layer: also in a narrow model a layer is through in a tenth of a second."""
 MAX_ROWS, MIN_ROWS = 192, 8
 """Rows of a forward on the universal path: products of fewer than some 200 rows leave a core half idle."""
 CHUNK_WORK = 50_000_000_000
@@ -131,7 +133,7 @@ def run(model: ModelHandle, base: Base, interventions: Sequence[Intervention], *
     """What the runs come to, some at a time.
 
     Args:
-        step: called between layers.
+        step: called between layers and sublayers.
 
     Yields:
         The indices of the interventions that are answered, and their read-outs. Waves follow the given order.
@@ -155,7 +157,7 @@ def record_and_run(
     """Record the base and run interventions on it; where they change the last position alone, in one and the same pass.
 
     Args:
-        step: called between layers.
+        step: called between layers and sublayers.
     """
     outline = outline_base(model, ids, n_readout=n_readout, deltas=deltas)
     order, nothing = _different(outline, interventions)
@@ -246,17 +248,17 @@ def _waves(model: ModelHandle, base: Base, runs: list[Intervention]) -> Iterator
     scores = 3 * model.info.n_heads * base.length
     token_bytes = (12 * model.info.d_model + scores) * base.logits.element_size()
     wave: list[Intervention] = []
-    work = size = 0.0
-    limit = WAVE_WORK / 2
+    work, size, limit = 0.0, 0, WAVE_WORK / 2
+    most = min(WAVE_TOKENS, WAVE_BYTES / token_bytes)
     for run_ in runs:
         tokens = base.n_samples * (base.length - run_.first_position)
         cost = tokens * operations * (base.n_layers - run_.first_layer)
         alike = bool(wave) and wave[-1].first_position == run_.first_position
-        if wave and (work + cost > limit * (1 + alike) or size + tokens * token_bytes > WAVE_BYTES):
+        if wave and (work + cost > limit * (1 + alike) or size + tokens > most):
             yield wave
-            wave, work, size, limit = [], 0.0, 0.0, WAVE_WORK
+            wave, work, size, limit = [], 0.0, 0, WAVE_WORK
         wave.append(run_)
-        work, size = work + cost, size + tokens * token_bytes
+        work, size = work + cost, size + tokens
     if wave:
         yield wave
 

@@ -53,7 +53,7 @@ class Sweep:
 
     Args:
         groups: positions, and the runs that are computed from there: effective interventions, none of them empty.
-        step: called before every layer; may raise to end the sweep.
+        step: called before every layer and behind its attention; may raise to end the sweep.
     """
 
     def __init__(
@@ -201,6 +201,7 @@ class Sweep:
             if out.shape[1]:
                 self._attend_from(group.begin, group.levels[layer].keep, (q, k, v), out, allowed_edges, options)
         self._attend_from(self._begin, None, own, mixed[:, -n_control:], allowed_edges, options, samples=1)
+        self._step()
         return mixed, None
 
     def _attend_from(
