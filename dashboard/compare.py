@@ -48,6 +48,8 @@ class Panel:
         height: of the drawing in pixels, or of one of its rows; None leaves it the figure's own.
         point: whether a click moves the cursor.
         places: whether the sentence names where an effect is largest, which it may only if the model knows the fact.
+        one_row: whether the result is one number for all layers, which meets the other side's whatever layers it cut.
+        public: the spec as it may be shown to others.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Panel:
     row_height: int | None = None
     point: bool = True
     places: bool = True
+    one_row: bool = False
+    public: Callable[[Any], Any] = lambda spec: spec
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,14 @@ class Both:
         """
         found = self.table.assign(series=series).dropna(subset=["series"])
         data = found.rename(columns={f"{measure}_a": "a", f"{measure}_b": "b"})[["layer", "series", "a", "b"]]
+        return self.lines(data, quantity=quantity, what=what, x_title=x_title)
+
+    def lines(self, data: pd.DataFrame, *, quantity: Any, what: str, x_title: str = "layer", **more: Any) -> Figure:
+        """The difference of curves.
+
+        Args:
+            data, more: as ``charts.difference_curves`` takes them.
+        """
         cursor = state.view().cursor
         return charts.difference_curves(
             data,
@@ -151,6 +163,7 @@ class Both:
             theme=figures.theme(),
             caption=self.caption,
             cursor_layer=None if cursor is None else cursor.layer,
+            **more,
         )
 
     def bars(self, measure: str, name: str, *, what: str) -> Figure:
@@ -197,8 +210,11 @@ class Both:
         return [" ".join(said)]
 
 
-def both(command: str, a: Any, b: Any) -> Both:
+def both(command: str, a: Any, b: Any, *, one_row: bool = False) -> Both:
     """Two results of one command, their rows joined, tokens matched by role.
+
+    Args:
+        one_row: each has one row, whatever its layer.
 
     Raises:
         SpecError: they share no row.
@@ -207,7 +223,7 @@ def both(command: str, a: Any, b: Any) -> Both:
     rows = ROWS[command]
     tables = []
     for result, own in ((a, [pair.a for pair in pairs]), (b, [pair.b for pair in pairs])):
-        table = result.table()
+        table = result.table().assign(layer=0) if one_row else result.table()
         if rows.position:
             if "rank" in rows.axes:  # a cell's numbers stand in each of its rows, one for each token that it lists
                 table = table[table["rank"] == 1].reset_index(drop=True)
@@ -354,7 +370,7 @@ def _row(panel: Panel, sides: Sequence[Side]) -> None:
         if seen is not None and shown is not None:
             with column, messages.caught():
                 same = side.query.prompt == state.view().fact.prompt
-                code = panels.python_lines(side.query, side.spec, panel.function, model=side.view.model)
+                code = panels.python_lines(side.query, panel.public(side.spec), panel.function, model=side.view.model)
                 _figure(panel, name, shown, seen, code, point=panel.point and same)
     with columns[2], messages.caught():
         _difference(panel, sides, found)
@@ -373,7 +389,7 @@ def _difference(panel: Panel, sides: Sequence[Side], found: Sequence[Snapshot | 
         parts.note("quiet", ["The difference comes with both sides."], key=f"difference-{panel.name}")
         return
     try:
-        joined = both(panel.command, seen[0].value, seen[1].value)
+        joined = both(panel.command, seen[0].value, seen[1].value, one_row=panel.one_row)
     except SpecError as error:
         running = not all(snapshot.finished for snapshot in seen)
         said = "Nothing is in both yet." if running else f"{error.what}."
@@ -399,9 +415,10 @@ def _join_lines(panel: Panel, sides: Sequence[Side]) -> str:
     """Both computations and their difference with the public interface."""
     lines = []
     for name, side in zip("ab", sides, strict=True):
-        own = panels.python_lines(side.query, side.spec, panel.function, model=side.view.model)
+        own = panels.python_lines(side.query, panel.public(side.spec), panel.function, model=side.view.model)
         lines.append(own.replace("result = ", f"{name} = ").replace("\nresult.table()", ""))
-    joined = f'join(a.table(), b.table(), ROWS["{panel.command}"]).table'
+    table = "table().assign(layer=0)" if panel.one_row else "table()"
+    joined = f'join(a.{table}, b.{table}, ROWS["{panel.command}"]).table'
     return "\n".join(
         [*lines, "", "from factscope.columns import ROWS", "from factscope.comparison import join", joined]
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import figures, help, messages, panels, parts, requests, state, uploads
+from dashboard import compare, figures, help, messages, panels, parts, requests, state, uploads
 from dashboard.link import AttributeSource, EnrichChoice
+from factscope.experiments.subject_enrichment import Sublayer
 
 SOURCES: dict[AttributeSource, str] = {"bundled": "Bundled facts", "table": "Your CSV", "texts": "Your texts"}
 _HEIGHT = 250
@@ -22,12 +24,22 @@ def show(prediction: Any) -> None:
     if prediction.query.subject is None:
         parts.note("quiet", ["Name a subject above: enrichment is about the subject's tokens."], key="enrich-none")
         return
-    choice = state.view().enrich
+    view = state.view()
+    choice = view.enrich
     _controls(choice, prediction)
-    source = uploads.attributes(choice.source)
-    if source is None:
-        parts.note("plain", [_MISSING[choice.source]], key="enrich-missing")
+    asked = {choice.source} if view.a is None else {choice.source, view.a.enrich.source}
+    sources = {source: uploads.attributes(source) for source in SOURCES if source in asked}
+    missing = [_MISSING[name] for name, source in sources.items() if source is None]
+    if missing:
+        parts.note("plain", missing, key="enrich-missing")
+    elif compare.show(_both(sources), prediction):
         return
+    source = sources[choice.source]
+    if source is not None:
+        _alone(prediction, choice, source)
+
+
+def _alone(prediction: Any, choice: EnrichChoice, source: str) -> None:
     left, right = st.columns(2, gap="medium")
     with left, messages.caught():
         rates = _rates(prediction, choice, source)
@@ -203,3 +215,50 @@ def _neurons(prediction: Any, choice: EnrichChoice, source: str, layer: int) -> 
             "top_tokens": st.column_config.TextColumn("top tokens", help=help.definition("top_tokens")),
         },
     )
+
+
+# ---------------------------------------------------------------------------------------------- beside what is pinned
+
+_CANCELLED: dict[Sublayer, str] = {"mlp": "MLP cancelled", "attention": "MHSA cancelled"}
+
+
+def _both(sources: Mapping[Any, Any]) -> tuple[compare.Panel, ...]:
+    """Rates and both knockouts as A | B | B - A.
+
+    Args:
+        sources: where the attributes of each side come from.
+    """
+
+    def sublayer(site: Sublayer) -> compare.Panel:
+        return compare.Panel(
+            name=f"sublayer-{site}",
+            heading=f"{_CANCELLED[site]} at the subject",
+            method="sublayer",
+            slot=f"enrich-{site}",
+            kind="subject_enrichment",
+            command="enrich",
+            function="subject_enrichment",
+            spec=lambda view, found: requests.sublayer(view.enrich, sources[view.enrich.source], site),
+            passes=lambda view, found: found.model.n_layers,
+            draw=lambda result, view: figures.sublayer_knockout({site: result}),
+            difference=lambda both, view: figures.sublayer_difference(both, _CANCELLED[site]),
+            height=180,
+            public=requests.shareable,
+        )
+
+    rates = compare.Panel(
+        name="rates",
+        heading="Attributes rate",
+        method="enrichment",
+        slot="enrich-rates",
+        kind="subject_enrichment",
+        command="enrich",
+        function="subject_enrichment",
+        spec=lambda view, found: requests.enrichment(view.enrich, sources[view.enrich.source]),
+        passes=lambda view, found: 2,
+        draw=lambda result, view: figures.attributes_rates(result),
+        difference=lambda both, view: figures.rates_difference(both),
+        height=190,
+        public=requests.shareable,
+    )
+    return rates, sublayer("mlp"), sublayer("attention")

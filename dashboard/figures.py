@@ -96,6 +96,20 @@ def measure_of(view: View) -> Measure:
 
 def trajectories(lens: Any, position: int, quantity: Any) -> Figure:
     """The answer and the pinned tokens at one position, over layers."""
+    where = lens.query.tokens[position]
+    followed = _followed(lens, position, quantity)
+    return charts.token_trajectories(
+        followed.assign(token=followed["token"].map(_followed_names(lens))),
+        quantity=quantity,
+        theme=theme(),
+        position_label=f"token {position} {where.display}",
+        cursor_layer=_cursor_layer(),
+        caption=caption(lens, f"logit lens of {lens.spec.site}, {lens.spec.projection}, {BLOCK_NOTE}"),
+    )
+
+
+def _followed(lens: Any, position: int, quantity: Any) -> Any:
+    """Rank or probability of the answer and the pinned tokens at one position: ``layer, token, value``."""
     at = lens.positions.index(position)
     done = ~np.isnan(lens.entropy[:, at])
     series = {lens.target.id: (lens.target_rank[:, at], lens.target_probability[:, at])}
@@ -103,17 +117,54 @@ def trajectories(lens: Any, position: int, quantity: Any) -> Figure:
         series[token] = (lens.pinned_rank[:, at, i], lens.pinned_probability[:, at, i])
     rows = []
     for token, (rank, probability) in series.items():
-        name = lens.texts.get(token, ("", str(token)))[1]
         values = np.where(done, (rank if quantity == "rank" else probability).astype(float), np.nan)
-        rows += [(layer, name, value) for layer, value in zip(lens.layers, values, strict=True)]
-    where = lens.query.tokens[position]
-    return charts.token_trajectories(
-        pd.DataFrame(rows, columns=["layer", "token", "value"]),
-        quantity=quantity,
+        rows += [(layer, token, value) for layer, value in zip(lens.layers, values, strict=True)]
+    return pd.DataFrame(rows, columns=["layer", "token", "value"])
+
+
+def _followed_names(lens: Any) -> dict[int, str]:
+    """The answer's first token and the pinned ones in display form."""
+    return {token: lens.texts.get(token, ("", str(token)))[1] for token in (lens.target.id, *lens.spec.pinned)}
+
+
+def trajectories_difference(both: Any, at: tuple[int, int], quantity: Any) -> Figure:
+    """B - A of the answer and the pinned tokens that both follow.
+
+    Args:
+        at: the position in A and in B.
+    """
+    sides = []
+    answers = {_followed_names(lens)[lens.target.id] for lens in (both.a, both.b)}
+    answer = answers.pop() if len(answers) == 1 else "the answer"
+    for lens, position in zip((both.a, both.b), at, strict=True):
+        found, names = _followed(lens, position, quantity), _followed_names(lens) | {lens.target.id: answer}
+        sides.append(found.assign(series=found["token"].map(names)).drop_duplicates(["layer", "series"]))
+    data = sides[0].merge(sides[1], on=["layer", "series"], suffixes=("_a", "_b"))
+    data = data.rename(columns={"value_a": "a", "value_b": "b"})
+    return both.lines(data, quantity=quantity, what="rank" if quantity == "rank" else "probability")
+
+
+def edges(result: Any) -> Figure:
+    """The edge builder's run, before and after."""
+    return charts.before_after(
+        result.p_base,
+        float(result.p_knockout[0, 0]),
+        log_odds=(result.log_odds_base, float(result.log_odds[0, 0])),
+        answer=scored(result),
+        n_layers=result.window,
         theme=theme(),
-        position_label=f"token {position} {where.display}",
-        cursor_layer=_cursor_layer(),
-        caption=caption(lens, f"logit lens of {lens.spec.site}, {lens.spec.projection}, {BLOCK_NOTE}"),
+        caption=caption(result, "attention knockout of the edges " + ", ".join(result.spec.edges)),
+    )
+
+
+def edges_difference(both: Any) -> Figure:
+    """B - A of the edge builder's runs."""
+    a, b = ([float(both.table[f"{name}_{side}"].iloc[0]) for name in ("p_base", "p_knockout")] for side in "ab")
+    return charts.difference_bars(
+        pd.DataFrame({"token": list(charts.RUNS), "a": a, "b": b}),
+        what=f"p({both.answer})",
+        theme=theme(),
+        caption=both.caption,
     )
 
 
@@ -149,6 +200,50 @@ def sublayer_knockout(results: Mapping[str, Any]) -> Figure:
         cursor_layer=_cursor_layer(),
         caption=caption(result, f"{_enrichment_words(result)}, zeros at the subject, window {result.window}"),
     )
+
+
+RATE = "attributes rate, percentage points"
+OTHERS = "others at subject-last"
+
+
+def rates_difference(both: Any) -> Figure:
+    """B - A of attributes rates; the band is that of other subjects' attributes at subject-last, draw by draw."""
+    found = both.table.rename(columns={"position": "series", "attributes_rate_a": "a", "attributes_rate_b": "b"})
+    shared = [layer for layer in both.b.layers if layer in both.a.layers]
+    draws = []
+    for one, other in zip(both.a.other_rates, both.b.other_rates, strict=False):
+        a, b = (_at(side, draw, shared) for side, draw in ((both.a, one), (both.b, other)))
+        draws.append(pd.DataFrame({"layer": shared, "series": f"control-{len(draws) + 1}", "a": a, "b": b}).dropna())
+    data = pd.concat([found[["layer", "series", "a", "b"]], *draws], ignore_index=True)
+    return both.lines(data, quantity="rate", what=RATE, x_title="layer (its output)", null=OTHERS)
+
+
+def _at(result: Any, rates: np.ndarray, layers: Sequence[int]) -> np.ndarray:
+    """The rates [position, layer] of subject-last in some layers."""
+    return rates[result.positions.index("subject-last"), [result.layers.index(layer) for layer in layers]]
+
+
+def sublayer_difference(both: Any, name: str) -> Figure:
+    """B - A of the rate under a knockout, and of the rate when nothing is cancelled; the band as for the rates."""
+    a, b = both.a, both.b
+    found = both.table.rename(columns={"attributes_rate_a": "a", "attributes_rate_b": "b"}).assign(series=name)
+    layers = sorted({int(layer) for layer in found["layer"]})
+    base = [(layer, "nothing cancelled", a.base_rate, b.base_rate) for layer in layers]
+    draws = [
+        (layer, f"control-{i}", one, other)
+        for i, (one, other) in enumerate(zip(a.base_other_rates, b.base_other_rates, strict=False), start=1)
+        for layer in layers
+    ]
+    levels = pd.DataFrame([*base, *draws], columns=["layer", "series", "a", "b"])
+    data = pd.concat([found[["layer", "series", "a", "b"]], levels], ignore_index=True)
+    where = f"layer {a.read_layer}" if a.read_layer == b.read_layer else f"layer {a.read_layer} | {b.read_layer}"
+    shown = both.lines(
+        data, quantity="rate", what=f"rate at {where}, points", x_title="layer of the window", null="other subjects"
+    )
+    if a.base_beats_null or b.base_beats_null:
+        return shown
+    nothing = "Neither in A nor in B is the rate higher than for other subjects' attributes when nothing is cancelled"
+    return replace(shown, sentence=f"{nothing}: a knockout has nothing to take away, and no layer is named.")
 
 
 def _enrichment_words(result: Any) -> str:

@@ -252,20 +252,6 @@ def window(choice: FlowChoice, n_layers: int) -> int:
     return choice.window if choice.window is not None else default_flow_window(n_layers)
 
 
-def before_after(result: Any) -> list[str]:
-    """What the edge builder's run says, before and after."""
-    p, base = float(result.p_knockout[0, 0]), result.p_base
-    change = f"{100 * (p - base) / base:+.1f}%" if base > 0 else "from 0"
-    answer = result.target.text.strip()
-    if result.target.n_tokens > 1 and result.query.query.score == "token":
-        answer += " (first token)"
-    return [
-        f"p({answer}) {base:.4g} → {p:.4g} ({change})",
-        f"log-odds {result.log_odds_base:+.2f} → {float(result.log_odds[0, 0]):+.2f} nats, cut in {result.window}"
-        + (" layer." if result.window == 1 else " layers."),
-    ]
-
-
 def edge_from(cursor: Cursor, choice: FlowChoice, n_layers: int) -> str:
     """The edge that forbids the read-out to read the cursor's token around the cursor's layer."""
     from factscope.interventions.attention import window as layers_around

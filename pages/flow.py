@@ -7,13 +7,14 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import compare, figures, messages, model_drawer, panels, parts, requests, runs, state
+from dashboard import compare, figures, messages, model_drawer, panels, requests, runs, state
 from dashboard.link import MAX_EDGES
 from factscope.charts.text import COLUMNS
 from factscope.queries import Query
 
 MEASURES = {"percent": "% of p", "log_odds": "log-odds", "logit_difference": "vs foil"}
 NULLS = {"positions": "matched positions", "weights": "random weights"}
+_EDGES_HEIGHT = 86
 SETS = ["subject", "relation", "last", "subject-first", "subject-last", "special"]
 
 
@@ -21,10 +22,15 @@ def draw() -> None:
     prediction = panels.prediction()
     if prediction is None:
         return
-    query, choice = prediction.query.query, state.view().flow
     _controls(prediction)
-    if compare.show((MAP, CURVE), prediction):
-        return
+    if not compare.show((MAP, CURVE), prediction):
+        _figures(prediction)
+    with messages.caught():
+        _edges(prediction)
+
+
+def _figures(prediction: Any) -> None:
+    query, choice = prediction.query.query, state.view().flow
     grid = None
     left, middle, right = st.columns([0.42, 0.36, 0.22], gap="medium")
     with left, messages.caught():
@@ -43,8 +49,6 @@ def draw() -> None:
         _curve(prediction)
     with right, messages.caught():
         _detail(prediction, grid)
-    with messages.caught():
-        _edges(prediction)
 
 
 def _null(slot: str, query: Query, spec: Any, passes: int, prediction: Any, line: Any) -> Any | None:
@@ -173,12 +177,16 @@ def _edges(prediction: Any) -> None:
         )
         if not choice.edges:
             return
+        pinned = state.view().a
+        if pinned is not None and pinned.flow.edges and compare.show((EDGES,), prediction):
+            return
         query, spec = prediction.query.query, requests.edges(choice)
         found = panels.run(line, "flow-edges", "attention_knockout", query, spec, 1, prediction)
         if found is not None and found.state == "done":
-            parts.note("plain", requests.before_after(found.result), strong=True)
+            code = panels.python_lines(query, spec, "attention_knockout")
+            shown = figures.edges(found.result)
+            panels.figure(shown, name="edges", found=found, code=code, height=_EDGES_HEIGHT, point=False)
             messages.show_warnings([w for w in found.result.warnings if w not in prediction.warnings])
-            st.code(panels.python_lines(query, spec, "attention_knockout"), language="python")
 
 
 def _read_edges() -> None:
@@ -225,6 +233,23 @@ CURVE = compare.Panel(
         x_title="layer (centre of the blocked window)",
     ),
     height=200,
+)
+EDGES = compare.Panel(
+    name="edges",
+    heading="These paths cut",
+    method="edges",
+    slot="flow-edges",
+    kind="attention_knockout",
+    command="flow",
+    function="attention_knockout",
+    spec=lambda view, found: requests.edges(view.flow),
+    passes=lambda view, found: 1,
+    draw=lambda result, view: figures.edges(result),
+    difference=lambda both, view: figures.edges_difference(both),
+    height=_EDGES_HEIGHT,
+    point=False,
+    places=False,
+    one_row=True,
 )
 
 runs.live(draw)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
 from dashboard import compare, enrichment, figures, messages, panels, requests, runs, state
-from dashboard.link import MAX_PINNED
+from dashboard.link import MAX_PINNED, View
+from factscope.comparison import align
 
 SITES = {"block": "block", "mlp": "MLP update", "attention": "attention update"}
 VALUES = {"top1": "top-1 p", "answer": "p(answer)", "rank": "rank", "entropy": "entropy"}
@@ -17,10 +19,17 @@ def draw() -> None:
     prediction = panels.prediction()
     if prediction is None:
         return
+    _controls(state.view().lens)
+    if compare.show((GRID, FOLLOWED), prediction):
+        _choose_quantity()
+    else:
+        _figures(prediction)
+    with messages.caught():
+        enrichment.show(prediction)
+
+
+def _figures(prediction: Any) -> None:
     query, choice = prediction.query.query, state.view().lens
-    _controls(choice)
-    if compare.show((GRID,), prediction):
-        return
     left, right = st.columns([0.77, 0.23], gap="medium")
     spec, found, lens = requests.lens(choice), None, None
     with left, messages.caught():
@@ -41,8 +50,6 @@ def draw() -> None:
     if found is not None and lens is not None:
         with messages.caught():
             _trajectories(lens, found, panels.python_lines(query, spec, "logit_lens"))
-    with messages.caught():
-        enrichment.show(prediction)
 
 
 def _controls(choice: Any) -> None:
@@ -102,18 +109,45 @@ def _trajectories(lens: Any, found: Any, code: str) -> None:
     position = figures.cursor_or_end(lens.query, lens.layers).position
     panels.heading("Tokens followed through the layers", "lens")
     with st.container(horizontal=True, vertical_alignment="center"):
-        quantity = st.segmented_control(
-            "Quantity",
-            ["probability", "rank"],
-            default="probability",
-            key="lens-quantity",
-            label_visibility="collapsed",
-            persist_state="session",
-        )
+        _choose_quantity()
         if state.view().lens.pinned:
             st.button("Follow the answer only", icon=":material/keep_off:", on_click=_set_pinned, args=[()])
-    shown = figures.trajectories(lens, position, quantity or "probability")
+    shown = figures.trajectories(lens, position, _quantity())
     panels.figure(shown, name="trajectories", found=found, code=code, height=220)
+
+
+def _choose_quantity() -> None:
+    st.segmented_control(
+        "Quantity",
+        ["probability", "rank"],
+        default="probability",
+        key="lens-quantity",
+        label_visibility="collapsed",
+        persist_state="session",
+    )
+
+
+def _quantity() -> str:
+    return str(st.session_state.get("lens-quantity") or "probability")
+
+
+def _spec(view: View) -> Any:
+    """What a side's lens is asked. Both follow B's pinned tokens, which are B's vocabulary's: no other has them."""
+    asked = state.view()
+    same = view.model.name.removeprefix("random:") == asked.model.name.removeprefix("random:")
+    return requests.lens(replace(view.lens, pinned=asked.lens.pinned if same else ()))
+
+
+def _place(lens: Any) -> int:
+    """The token at which a side's tokens are followed: the cursor's, or in A the one that plays its part."""
+    prediction, cursor = runs.reading().prediction, state.view().cursor
+    mine = lens.query
+    if prediction is None:
+        return mine.last
+    asked = prediction.query
+    at = asked.last if cursor is None or cursor.position > asked.last else cursor.position
+    pairs = align(mine.tokens, asked.tokens, mine.subject, asked.subject)
+    return next((pair.a for pair in pairs if pair.b == at and pair.a is not None), mine.last)
 
 
 COLUMN = {"top1": "probability", "answer": "target_probability", "rank": "target_rank", "entropy": "entropy"}
@@ -126,7 +160,7 @@ GRID = compare.Panel(
     kind="logit_lens",
     command="lens",
     function="logit_lens",
-    spec=lambda view, found: requests.lens(view.lens),
+    spec=lambda view, found: _spec(view),
     passes=lambda view, found: requests.lens_passes(found),
     draw=lambda result, view: figures.lens_grid(result, view.lens.value, view.lens.transpose, show_tokens=False),
     difference=lambda both, view: both.map(
@@ -136,6 +170,21 @@ GRID = compare.Panel(
         what=VALUES[view.lens.value].replace("answer", both.answer),
     ),
     row_height=15,
+    places=False,
+)
+FOLLOWED = compare.Panel(
+    name="trajectories",
+    heading="Tokens followed",
+    method="lens",
+    slot="lens-followed",
+    kind="logit_lens",
+    command="lens",
+    function="logit_lens",
+    spec=lambda view, found: _spec(view),
+    passes=lambda view, found: requests.lens_passes(found),
+    draw=lambda result, view: figures.trajectories(result, _place(result), _quantity()),
+    difference=lambda both, view: figures.trajectories_difference(both, (_place(both.a), _place(both.b)), _quantity()),
+    height=180,
     places=False,
 )
 

@@ -13,7 +13,7 @@ from factscope.charts.differences import difference
 from factscope.charts.theme import THEMES
 from factscope.errors import SpecError
 
-QUANTITIES = ("percent", "log_odds", "probability", "rank", "entropy")
+QUANTITIES = ("percent", "log_odds", "probability", "rank", "entropy", "rate")
 LAYERS = (-1, 0, 1, 2)
 
 
@@ -82,6 +82,44 @@ def test_a_curve_inside_the_difference_of_the_controls_is_no_difference() -> Non
     assert export.svg(shown).startswith(b"<svg")
 
 
+def test_rates_differ_in_points_on_a_small_scale_against_their_own_null() -> None:
+    data = curve_data().assign(a=2.0)
+    data["b"] = np.where(data["series"] == "subject", 8.0, np.where(data["series"] == "relation", 2.5, data["b"]))
+    shown = charts.difference_curves(data, quantity="rate", what="attributes rate, points", null="other subjects")
+    assert scales(shown.spec)["y"] == {(-10.0, 10.0)}
+    assert "subject most at layer 0: +6.0 points (2% in A, 8% in B)" in shown.sentence
+    assert "relation: no more than the other subjects" in shown.sentence
+    assert "other subjects (range, mean)" in str(shown.spec)
+    assert "random control (range" not in str(shown.spec)
+    alone = charts.attributes_rates(
+        ("subject-first", "subject-last"), (0, 1), [[1, 2], [3, 4]], np.zeros((1, 2, 2)), ceiling=4, n_attributes=2,
+        subject="Peru",
+    )  # fmt: skip
+    both = curve_data().assign(
+        series=lambda t: t["series"].map({"subject": "subject-first", "relation": "subject-last"})
+    )
+    beside = charts.difference_curves(both.dropna(), quantity="rate", what="rate")
+    hues = [dict(zip(c["domain"], c["range"], strict=True)) for c in map(colour_scale, (alone, beside))]
+    assert hues[0]["subject-last"] == hues[1]["subject-last"] != hues[1]["subject-first"] == hues[0]["subject-first"]
+    wider = charts.difference_curves(data.assign(b=data["b"] + 20), quantity="rate", what="rate")
+    assert scales(wider.spec)["y"] == {(-30.0, 30.0)}
+
+
+def test_edges_before_and_after_are_two_bars_of_one_scale() -> None:
+    shown = charts.before_after(0.8, 0.2, log_odds=(1.39, -1.39), answer="Paris", n_layers=2)
+    assert shown.data["probability"].tolist() == [0.8, 0.2]
+    assert (
+        shown.sentence
+        == "p(Paris) 0.8 \u2192 0.2 (\u221275.0%); log-odds +1.39 \u2192 \u22121.39 nats, cut in 2 layers."
+    )
+    assert shown.alt_table["log_odds"].tolist() == [1.39, -1.39]
+    dark = shown.themed("dark")
+    assert dark.spec["config"]["background"] == THEMES["dark"].background
+    assert b"p(Paris)" in export.svg(shown) and b"edges cut" in export.svg(dark)
+    waiting = charts.before_after(0.8, float("nan"), log_odds=(1.39, float("nan")), answer="Paris", n_layers=1)
+    assert waiting.sentence == "Nothing is computed yet."
+
+
 def test_bars_say_which_token_only_one_side_lists() -> None:
     words = ["·Paris", *(word for word in HOSTILE if word.isprintable())]
     data = pd.DataFrame({"token": words, "a": 0.5, "b": [0.75, *[np.nan] * (len(words) - 1)]})
@@ -112,6 +150,10 @@ def scales(spec: dict) -> dict[str, set[tuple[float, float]]]:
             if scale:
                 found.setdefault(channel, set()).add(tuple(scale["domain"]))
     return found
+
+
+def colour_scale(figure: charts.Figure) -> dict:
+    return figure.spec["layer"][-1]["encoding"]["color"]["scale"]
 
 
 def test_unknown_quantities_are_refused() -> None:

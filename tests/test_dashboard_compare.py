@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 from streamlit.testing.v1 import AppTest
 from test_dashboard_link import VIEW
-from test_dashboard_pages import open_page, said, settle, tiny
+from test_dashboard_pages import open_page, said, settle, tiny, tokens
 
 from dashboard import compare, picker, runs
 from dashboard.executor import Executor, Work
@@ -101,7 +104,7 @@ def test_another_fact_meets_by_role_and_its_rows_say_so(open_page: OpenPage, pag
     assert "A: The capital of Japan is → Tokyo (p " in said(at)
     assert "B differs in prompt; subject; answer." in said(at)
     drawn = charts_of(at)
-    assert len(drawn) == {"fact": 6, "flow": 6, "lens": 3}[page]
+    assert len(drawn) == {"fact": 6, "flow": 6, "lens": 15}[page]
     if page != "fact":
         (_, a), (_, b), (_, difference) = drawn[:3]
         assert "Rows are matched by role" in said(at)
@@ -214,3 +217,87 @@ def test_traces_stand_side_by_side(open_page: OpenPage) -> None:
     settle(at.button(key="pin-as-a").click().run())
     settle(at.button_group(key="trace-measure").set_value("log_odds").run())
     assert "B is the same so far" in said(at)
+
+
+def difference_of(drawn: list[tuple[dict[str, Any], pd.DataFrame]]) -> tuple[pd.Series, pd.Series, pd.Series]:
+    """Values of the lines of A, B and B - A, and that A's and B's axes are the same."""
+    (spec_a, a), (spec_b, b), (_, difference) = drawn
+    assert domains(spec_a) == domains(spec_b) != []
+    return lines(a), lines(b), lines(difference)
+
+
+@pytest.mark.parametrize("quantity", ["probability", "rank"])
+def test_followed_tokens_and_enrichment_stand_side_by_side(open_page: OpenPage, tiny: str, quantity: str) -> None:
+    pinned = {"pin": "40", "a.pin": "40", "cell": "2.1"}
+    at = open_page("lens", model=f"random:{tiny}", a="1", **{"a.model": tiny}, **pinned)
+    settle(at.button_group(key="lens-quantity").set_value(quantity).run())
+    drawn = charts_of(at)
+    assert len(drawn) == 15, "grid, followed tokens, rates, two knockouts"
+    a, b, difference = difference_of(drawn[3:6])
+    assert len(set(difference.index.get_level_values(0))) == 2 and len(difference) == 2 * 5
+    wanted = np.log10(a) - np.log10(b) if quantity == "rank" else b - a
+    pd.testing.assert_series_equal(difference.sort_index(), wanted.sort_index(), check_names=False, rtol=1e-9)
+    assert wanted.abs().max() > 1e-6
+    for block in (drawn[6:9], drawn[9:12], drawn[12:15]):
+        a, b, difference = difference_of(block)
+        wanted = (b - a).dropna()
+        found = difference.dropna().drop("nothing cancelled", errors="ignore")
+        pd.testing.assert_series_equal(found.sort_index(), wanted.sort_index(), check_names=False, rtol=1e-9)
+        band = block[2][1][block[2][1]["kind"] == "control"].dropna(subset=["low"])
+        assert len(band) and (band["low"] <= band["high"]).all()
+    rates, difference = drawn[6:8], drawn[8][1]
+    draws = [side[side["kind"] == "control"].set_index("layer") for _, side in rates]
+    last = difference[difference["kind"] == "control"].set_index("layer").loc[3]
+    assert last["low"] >= draws[1].loc[3, "low"] - draws[0].loc[3, "high"] - 1e-9
+    assert last["value"] == pytest.approx(draws[1].loc[3, "value"] - draws[0].loc[3, "value"])
+
+
+def test_a_link_that_differs_in_a_knockout_shows_the_lens_alone(open_page: OpenPage, tiny: str) -> None:
+    fact = {"prompt": JAPAN["prompt"], "subject": JAPAN["subject"]}
+    of_a = {"a.model": tiny, "a.read": "3", **{f"a.{name}": value for name, value in fact.items()}}
+    at = open_page("lens", a="1", read="1", **fact, **of_a)
+    assert "B differs in Enrich read_layer (3 | 1)" in said(at)
+    assert len(charts_of(at)) == 2 + 9, "the grid and the followed tokens stand alone, as they are the same"
+    assert "a knockout has nothing to take away, and no layer is named" in said(at)
+    base = charts_of(at)[-1][1]
+    assert "nothing cancelled" in set(base["series"])
+    assert "rate at layer 3 | 1" in json.dumps(charts_of(at)[-1][0])
+
+
+def test_both_follow_the_tokens_of_b_where_a_has_them(open_page: OpenPage, tiny: str, tmp_path: Path) -> None:
+    at = open_page("lens", a="1", pin="40", **{"a.model": tiny, "a.pin": "41"})
+    assert len(charts_of(at)) == 4, "both follow B's tokens: nothing differs"
+    elsewhere = str(shutil.copytree(tiny, tmp_path / "elsewhere"))
+    drawn = charts_of(open_page("lens", a="1", pin="40", **{"a.model": elsewhere, "a.pin": "41"}))[3:6]
+    names = [set(lines(data).index.get_level_values(0)) for _, data in drawn]
+    assert names[0] < names[1], "another model's tokens have other numbers"
+    assert names[2] == names[0]
+
+
+def test_tokens_are_followed_at_the_token_that_plays_the_same_part(open_page: OpenPage, tiny: str) -> None:
+    tower = {"prompt": "The Eiffel Tower is located in the city of", "subject": "Eiffel Tower", "answer": "Paris"}
+    of_a = {f"a.{name}": value for name, value in JAPAN.items()}
+    place = {name: open_page("lens", **fact) for name, fact in (("japan", JAPAN), ("tower", tower))}
+    last = {name: max(t["n"] for t in tokens(at)["tokens"] if "subject" in t["kind"]) for name, at in place.items()}
+    assert last["japan"] != last["tower"]
+    both = charts_of(open_page("lens", cell=f"{last['tower']}.1", a="1", **{"a.model": tiny}, **tower, **of_a))
+    for drawn, fact, name in ((both[3], JAPAN, "japan"), (both[4], tower, "tower")):
+        alone = charts_of(open_page("lens", cell=f"{last[name]}.1", **fact))[1][1]
+        pd.testing.assert_series_equal(lines(drawn[1]), lines(alone))
+    assert set(lines(both[5][1]).index.get_level_values(0)) == {"the answer"}
+
+
+def test_edges_cut_before_and_after_on_both_sides(open_page: OpenPage, tiny: str) -> None:
+    of_a = {"a.model": tiny, "a.edge": "last:subject:0-1", "a.control": "0"}
+    at = open_page("flow", edge="last:subject:2-3", a="1", control="0", **of_a)
+    assert "B differs in Flow edges (last:subject:0-1 | last:subject:2-3)" in said(at)
+    drawn = charts_of(at)
+    assert len(drawn) == 2 + 3, "map and curve are the same; other layers are cut, and the rows meet all the same"
+    (spec_a, a), (spec_b, b), (_, difference) = drawn[2:]
+    assert domains(spec_a) == domains(spec_b) == [[0, 1]] * 2
+    before, after = difference["value"]
+    assert before == 0 and abs(after) > 1e-6
+    assert after == pytest.approx(b["probability"].iloc[1] - a["probability"].iloc[1])
+    assert "cut in 2 layers." in said(at)
+    alone = open_page("flow", edge="last:subject:2-3", a="1", **{"a.model": tiny})
+    assert len(charts_of(alone)) == 3, "A cuts nothing: B's alone"

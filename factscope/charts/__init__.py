@@ -10,7 +10,7 @@ an unchanged spec::
 """
 
 from factscope.charts import export
-from factscope.charts.bars import top_tokens
+from factscope.charts.bars import RUNS, before_after, top_tokens
 from factscope.charts.curves import control_band, knockout_curve, layer_curves, token_trajectories, trace_roles
 from factscope.charts.differences import difference_bars, difference_curves, difference_map, lock
 from factscope.charts.enrichment import attributes_rates, sublayer_knockout
@@ -20,10 +20,12 @@ from factscope.charts.heatmaps import knockout_map, lens_grid, trace_map
 from factscope.charts.text import TokenRow, token_rows
 
 __all__ = [
+    "RUNS",
     "Figure",
     "TokenRow",
     "attributes_rates",
     "attention_pattern",
+    "before_after",
     "control_band",
     "difference_bars",
     "difference_curves",

@@ -1,9 +1,10 @@
-"""The model's first choices as horizontal bars on [0, 1]."""
+"""Probabilities as horizontal bars on [0, 1]: the model's first choices, and one answer before and after a cut."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -130,3 +131,60 @@ def _bar_spec(n: int, theme: ThemeName) -> dict[str, Any]:
             },
         ],
     }
+
+
+RUNS = ("nothing cut", "edges cut")
+"""What the bars of ``before_after`` are called."""
+
+
+@remakeable
+def before_after(
+    p_base: float,
+    p_knockout: float,
+    *,
+    log_odds: tuple[float, float],
+    answer: str,
+    n_layers: int,
+    theme: ThemeName = "light",
+    caption: str = "",
+) -> Figure:
+    """One answer's probability before and after edges were cut together.
+
+    Args:
+        p_base, p_knockout: before and after. log_odds: both in nats.
+        n_layers: how many layers have a cut.
+
+    Raises:
+        SpecError: the theme is unknown.
+    """
+    word = text.short(answer)
+    drawn = pd.DataFrame(
+        {
+            "display": RUNS,
+            "probability": [p_base, p_knockout],
+            "value": [p_base, p_knockout],
+            "shown": ["not computed yet" if math.isnan(p) else f"{p:.4g}" for p in (p_base, p_knockout)],
+            "is_answer": [True, False],
+            "row": [0, 1],
+        }
+    )
+    drawn["beside"] = drawn["shown"]
+    drawn["about"] = [f"{name}; probability {p}" for name, p in zip(RUNS, drawn["shown"], strict=True)]
+    spec = copy.deepcopy(_bar_spec(len(drawn), theme))
+    spec["layer"].pop()  # the ranks
+    for layer in spec["layer"]:
+        if layer["encoding"].get("x", {}).get("field") == "probability":
+            layer["encoding"]["x"]["axis"]["title"] = f"p({word})"
+    spec["layer"][0]["encoding"]["tooltip"] = [
+        {"field": "display", "type": "nominal", "title": "run"},
+        {"field": "shown", "type": "nominal", "title": "probability"},
+    ]
+    table = drawn.rename(columns={"display": "run"})[["run", "probability"]].assign(log_odds=log_odds)
+    return Figure(
+        title=f"What becomes of {word} when these edges are cut together",
+        spec=spec,
+        data=drawn,
+        sentence=sentences.before_after(p_base, p_knockout, log_odds, answer=word, n_layers=n_layers),
+        alt_table=table,
+        caption=caption,
+    )

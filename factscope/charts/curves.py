@@ -39,6 +39,7 @@ class CurveShape:
         banded: there is a control's band.
         zero: values are changes, with a line at zero.
         null: what the legend calls the band.
+        colours: of the series; empty takes those of their sets.
     """
 
     layers: tuple[int, ...]
@@ -55,6 +56,7 @@ class CurveShape:
     zero: bool = False
     percent: bool = False
     null: str = "random control (range, mean dashed)"
+    colours: tuple[str, ...] = ()
 
 
 @remakeable
@@ -554,7 +556,7 @@ def _cursor_rule(shape: CurveShape, look: Theme) -> dict[str, Any]:
 
 def _line(shape: CurveShape, look: Theme, *, points: bool) -> dict[str, Any]:
     names = list(shape.series)
-    colours = series_colours(names, look)
+    colours = list(shape.colours) or series_colours(names, look)
     shapes = series_shapes(names)
     if shape.banded:
         names, colours, shapes = [*names, CONTROL], [*colours, look.control], [*shapes, "stroke"]

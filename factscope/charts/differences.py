@@ -2,7 +2,8 @@
 
 Differences diverge from the background, which is zero: blue is lower in B, orange higher. The limits are symmetric and
 fixed for each quantity, so that a small difference never looks large; what lies beyond takes the end's colour. Ranks
-are compared by their ratio, in powers of ten, since 2 against 1 says more than 2,002 against 2,001.
+are compared by their ratio, in powers of ten, since 2 against 1 says more than 2,002 against 2,001. Attributes rates
+are shares of fifty tokens and rarely exceed some percent: their scale is small, ten points to either side.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from factscope.charts import curves, heatmaps, text
+from factscope.charts import curves, enrichment, heatmaps, text
 from factscope.charts.figure import Figure, base_spec, remakeable
 from factscope.charts.text import MINUS, TokenRow
 from factscope.charts.theme import MONO, ThemeName, config, theme_named
 from factscope.errors import SpecError
 
-Compared = Literal["percent", "log_odds", "logit_difference", "probability", "rank", "entropy"]
+Compared = Literal["percent", "log_odds", "logit_difference", "probability", "rank", "entropy", "rate"]
 TITLE = f"B {MINUS} A"
 
 
@@ -44,6 +45,7 @@ _SCALES: dict[Compared, _Scale] = {
     "probability": _Scale(limit=1.0, digits=3),
     "rank": _Scale(limit=math.log10(heatmaps.RANK_LIMIT)),
     "entropy": _Scale(limit=heatmaps.ENTROPY_LIMIT / 2, unit=" nats"),
+    "rate": _Scale(limit=10.0, unit=" points", digits=1),
 }
 
 
@@ -69,8 +71,14 @@ def _written(value: float, a: float, b: float, quantity: Compared) -> str:
     scale = _SCALES[quantity]
     if quantity == "rank":
         return f"rank {a:,.0f} in A, {b:,.0f} in B"
-    sides = [text.probability(v) if quantity == "probability" else f"{text.signed(v, scale.digits)}" for v in (a, b)]
+    sides = [_side(v, quantity) for v in (a, b)]
     return f"{text.signed(value, scale.digits)}{scale.unit} ({sides[0]} in A, {sides[1]} in B)"
+
+
+def _side(value: float, quantity: Compared) -> str:
+    if quantity == "rate":
+        return f"{value:.3g}%"
+    return text.probability(value) if quantity == "probability" else text.signed(value, _SCALES[quantity].digits)
 
 
 @remakeable
@@ -164,12 +172,14 @@ def difference_curves(
     caption: str = "",
     cursor_layer: int | None = None,
     x_title: str = "layer",
+    null: str = curves.CONTROL,
 ) -> Figure:
     """What differs between the curves of A and B.
 
     Args:
         data: columns layer, series, a, b; series ``control-N`` are draws of a random control and make the null's band.
         what: the quantity in words.
+        null: the control in words.
 
     Raises:
         SpecError: the quantity or the theme is unknown.
@@ -195,6 +205,8 @@ def difference_curves(
         banded=band is not None,
         zero=True,
         percent=quantity == "percent",
+        null=f"{null} (range, mean)",
+        colours=enrichment.series_colours(names, theme_named(theme)) if quantity == "rate" else (),
     )
     shown = [_written(r.value, r.a, r.b, quantity) for r in rows.itertuples()]
     lines = rows.assign(kind="line", shown=shown, name=rows["series"])
@@ -205,16 +217,16 @@ def difference_curves(
         title=f"{TITLE}: {what}",
         spec=curves.curve_spec(shape),
         data=curves._with_extras(lines, band, cursor_layer, "percent" if quantity == "percent" else "log_odds"),
-        sentence=_curves_sentence(lines, band),
+        sentence=_curves_sentence(lines, band, null),
         alt_table=table,
         caption=caption,
     )
 
 
-def _curves_sentence(lines: Any, band: pd.DataFrame | None) -> str:
+def _curves_sentence(lines: Any, band: pd.DataFrame | None, null: str) -> str:
     """Where each series differs most, unless its difference is one that the null has too."""
     bounds = {} if band is None else {r["layer"]: (r["low"], r["high"]) for r in band.to_dict("records")}
-    parts = []
+    parts, within = [], []
     for name, rows in lines.dropna(subset=["value"]).groupby("series", sort=False):
         far = [
             row
@@ -222,10 +234,12 @@ def _curves_sentence(lines: Any, band: pd.DataFrame | None) -> str:
             if not bounds.get(row["layer"], (0.0, 0.0))[0] <= row["value"] <= bounds.get(row["layer"], (0.0, 0.0))[1]
         ]
         if not far:
-            parts.append(f"{name}: no difference" if not bounds else f"{name}: no more than the random control")
+            within.append(str(name))
             continue
         most = max(far, key=lambda row: abs(row["value"]))
         parts.append(f"{name} most at {text.layer_name(int(most['layer']))}: {most['shown']}")
+    if within:
+        parts.append(f"{', '.join(within)}: {f'no more than the {null}' if bounds else 'no difference'}")
     return f"{TITLE}: {'; '.join(parts)}." if parts else "Nothing is in both yet."
 
 

@@ -71,7 +71,8 @@ def attributes_rates(
         y_title="attributes rate, %",
         value_title="attributes rate",
         banded=band is not None,
-        null=f"other subjects at {band_of} (range, mean)",
+        null=f"others at {band_of} (range, mean)",
+        colours=series_colours(positions, theme_named(theme)),
     )
     levels = {CEILING: ceiling}
     table = pd.DataFrame({"layer": ["emb" if layer < 0 else str(layer) for layer in layers]})
@@ -131,6 +132,7 @@ def sublayer_knockout(
         value_title="attributes rate",
         banded=band is not None,
         null="other subjects (range, mean)",
+        colours=series_colours(names, theme_named(theme)),
     )
     levels = {CEILING: ceiling, BASE: base_rate}
     table = pd.DataFrame({"layer": list(layers), **{n: np.round(v, 2) for n, v in zip(names, grid, strict=True)}})
@@ -204,9 +206,7 @@ def _spec(shape: CurveShape, levels: Mapping[str, float]) -> dict[str, Any]:
     spec = curve_spec(shape)
     points = spec["layer"][-1]
     for layer, field in ((spec["layer"][-2], "grey_line"), (points, "grey")):
-        colour = layer["encoding"]["color"]
-        colour["scale"]["range"] = [*_colours(shape.series, look), *([look.control] if shape.banded else [])]
-        colour["condition"] = {"test": f"datum.{field}", "value": look.control}
+        layer["encoding"]["color"]["condition"] = {"test": f"datum.{field}", "value": look.control}
     for layer in spec["layer"]:
         axis = layer["encoding"]["x"]["axis"]
         if axis["values"][0] == _EMBEDDING and len(shape.layers) > _CLOSE:  # the figure has half a page's width
@@ -215,11 +215,11 @@ def _spec(shape: CurveShape, levels: Mapping[str, float]) -> dict[str, Any]:
     return spec
 
 
-def _colours(names: Sequence[str], look: Theme) -> list[str]:
+def series_colours(names: Sequence[str], look: Theme) -> tuple[str, ...]:
     """A hue for each series; the subject's last token and the read-out have those of their sets elsewhere."""
     fixed = {"subject-last": look.series["subject"], "last": look.series["last"]}
     free = iter((look.series["relation"], *look.others))
-    return [fixed.get(name) or next(free, look.ink) for name in names]
+    return tuple(fixed.get(name) or next(free, look.ink) for name in names)
 
 
 def _levels(y: dict[str, Any], look: Theme, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from factscope.charts.text import TokenRow, change, layer_name, level, measured, probability
+from factscope.charts.text import TokenRow, change, layer_name, level, measured, probability, signed
 
 NOTHING = "Nothing is computed yet."
 NEGLIGIBLE = {"percent": 0.5, "log_odds": 0.005, "logit_difference": 0.005}
@@ -226,6 +226,19 @@ def top_tokens(data: Any, *, answer: str, is_answer: Mapping[int, bool]) -> str:
         _sentence(f"{head}, the answer")
         if rank == 1
         else _sentence(f"{head}; {answer} is number {rank} with {probability(p)}")
+    )
+
+
+def before_after(p_base: float, p_knockout: float, log_odds: tuple[float, float], *, answer: str, n_layers: int) -> str:
+    """Probability and log-odds of an answer before and after edges were cut together."""
+    if math.isnan(p_knockout):
+        return NOTHING
+    moved = f"{signed(100 * (p_knockout - p_base) / p_base, 1)}%" if p_base > 0 else "from 0"
+    before, after = (signed(value, 2) for value in log_odds)
+    layers = "1 layer" if n_layers == 1 else f"{n_layers} layers"
+    return (
+        f"p({answer}) {p_base:.4g} \u2192 {p_knockout:.4g} ({moved}); log-odds {before} \u2192 {after} nats, cut in"
+        f" {layers}."
     )
 
 
