@@ -41,12 +41,13 @@ def show(prediction: Any) -> None:
 
 def _alone(prediction: Any, choice: EnrichChoice, source: str) -> None:
     left, right = st.columns(2, gap="medium")
+    rates = random = None
     with left, messages.caught():
-        rates = _rates(prediction, choice, source)
+        rates, random = _rates(prediction, choice, source)
     if rates is None:
         return
     with right, messages.caught():
-        _knockouts(prediction, choice, source, rates)
+        _knockouts(prediction, choice, source, rates, figures.rates_beyond(rates, random))
     layer = _layer(rates)
     with left, messages.caught():
         _attributes(rates, layer)
@@ -84,6 +85,7 @@ def _controls(choice: EnrichChoice, prediction: Any) -> None:
             choice.notebook,
             "The choices of the paper's notebook.",
         )
+        panels.null_toggle("enrich", choice, prediction)
 
 
 def _number(label: str, name: str, value: int, low: int, high: int, help_text: str) -> None:
@@ -108,21 +110,25 @@ def _toggle(label: str, name: str, value: bool, help_text: str) -> None:
     )
 
 
-def _rates(prediction: Any, choice: EnrichChoice, source: str) -> Any | None:
+def _rates(prediction: Any, choice: EnrichChoice, source: str) -> tuple[Any, Any]:
+    """The rates, and those on random weights; None for what is not there."""
     query, spec = prediction.query.query, requests.enrichment(choice, source)
     line = panels.heading("Attributes rate by position", "enrichment")
     found = panels.run(line, "enrich-rates", "subject_enrichment", query, spec, 2, prediction)
     if found is None or found.value is None:
-        return None
+        return None, None
     code = panels.python_lines(query, requests.shareable(spec), "subject_enrichment")
-    panels.figure(
-        figures.attributes_rates(found.value), name="rates", found=found, code=code, height=_HEIGHT, legend=60
-    )
+    null = None
+    if panels.with_null(choice, prediction, found):
+        null = panels.null(line, "enrich-rates-null", "subject_enrichment", spec, 2, prediction)
+    random = None if null is None else null.value
+    shown = figures.attributes_rates(found.value, null=random)
+    panels.figure(shown, name="rates", found=found, code=code, height=_HEIGHT, legend=60)
     messages.show_warnings([w for w in found.value.warnings if w not in prediction.warnings])
-    return found.value
+    return found.value, random
 
 
-def _knockouts(prediction: Any, choice: EnrichChoice, source: str, rates: Any) -> None:
+def _knockouts(prediction: Any, choice: EnrichChoice, source: str, rates: Any, beyond: Mapping[int, float]) -> None:
     query, n = prediction.query.query, prediction.model.n_layers
     line = panels.heading("Updates cancelled at the subject", "sublayer")
     results: dict[str, Any] = {}
@@ -135,10 +141,28 @@ def _knockouts(prediction: Any, choice: EnrichChoice, source: str, rates: Any) -
     if found is None:
         return
     code = panels.python_lines(query, requests.shareable(found.value.spec), "subject_enrichment")
-    shown = figures.sublayer_knockout(results)
+    shown = figures.sublayer_knockout(results, beyond=beyond)
     panels.figure(shown, name="sublayers", found=found, code=code, height=_HEIGHT, legend=60)
+    _offer_layer(choice, rates, beyond, found.value.read_layer)
     said = {w for result in results.values() for w in result.warnings}
     messages.show_warnings(sorted(said - {*prediction.warnings, *rates.warnings}))
+
+
+def _offer_layer(choice: EnrichChoice, rates: Any, beyond: Mapping[int, float], read: int) -> None:
+    """The layer where this subject's rate is highest, as one click; the default is the paper's, for any subject."""
+    best = max(beyond, key=lambda layer: beyond[layer], default=read)
+    here = float(rates.rate[rates.positions.index("subject-last"), rates.layers.index(read)])
+    if best == read or beyond[best] <= here:
+        return
+    usual = "the paper's, 0.83 of the depth" if choice.read_layer is None else "the one chosen"
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="enrich-offer"):
+        said = f"This subject's rate is highest at layer {best} ({beyond[best]:.3g}%); layer {read} is {usual}."
+        parts.note("quiet", [said], key="enrich-best")
+        st.button(f"Read at layer {best}", key="enrich-read-best", type="tertiary", on_click=_read_at, args=[best])
+
+
+def _read_at(layer: int) -> None:
+    state.choose("enrich", read_layer=layer)
 
 
 def _layer(rates: Any) -> int:

@@ -168,8 +168,8 @@ def edges_difference(both: Any) -> Figure:
     )
 
 
-def attributes_rates(result: Any) -> Figure:
-    """Attributes rates by position, with the ceiling and the other subjects."""
+def attributes_rates(result: Any, *, null: Any = None) -> Figure:
+    """Attributes rates by position, with the ceiling and the other subjects; ``null`` is the same on random weights."""
     return charts.attributes_rates(
         result.positions,
         result.layers,
@@ -178,14 +178,30 @@ def attributes_rates(result: Any) -> Figure:
         ceiling=result.ceiling,
         n_attributes=result.n_attributes,
         subject=result.query.subject_text or "",
+        random_rates=None if null is None or np.isnan(null.rate).all() else null.rate,
         theme=theme(),
         cursor_layer=_cursor_layer(),
         caption=caption(result, _enrichment_words(result)),
     )
 
 
-def sublayer_knockout(results: Mapping[str, Any]) -> Figure:
-    """Rates of the subject's last token under knockouts, by sublayer."""
+def rates_beyond(result: Any, null: Any = None) -> dict[int, float]:
+    """The rate of the subject's last token at every layer where it is higher than its nulls."""
+    i = result.positions.index("subject-last")
+    chance = np.full(result.rate.shape, -np.inf) if null is None or np.isnan(null.rate).all() else null.rate
+    return {
+        layer: float(result.rate[i, j])
+        for j, layer in enumerate(result.layers)
+        if layer >= 0 and result.beats_null[i, j] and result.rate[i, j] > chance[i, j]
+    }
+
+
+def sublayer_knockout(results: Mapping[str, Any], *, beyond: Mapping[int, float] | None = None) -> Figure:
+    """Rates of the subject's last token under knockouts, by sublayer.
+
+    Args:
+        beyond: as ``rates_beyond`` gives it.
+    """
     result = next(iter(results.values()))
     return charts.sublayer_knockout(
         result.layers,
@@ -196,6 +212,7 @@ def sublayer_knockout(results: Mapping[str, Any]) -> Figure:
         read_layer=result.read_layer,
         window=result.window,
         first=result.spec.notebook,
+        beyond=beyond,
         theme=theme(),
         cursor_layer=_cursor_layer(),
         caption=caption(result, f"{_enrichment_words(result)}, zeros at the subject, window {result.window}"),
@@ -306,10 +323,20 @@ def judged(figure: Figure, prediction: Any) -> Figure:
 
 def null_band(result: Any, measure: str) -> pd.DataFrame:
     """Lowest, highest and mean effect at each layer of an experiment in which nothing is to be found."""
-    values = effect(result, measure)
-    done = [j for j in range(len(result.layers)) if not np.isnan(values[:, j]).any()]
-    rows = [(result.layers[j], values[:, j].min(), values[:, j].max(), values[:, j].mean()) for j in done]
+    return _band(effect(result, measure), result.layers)
+
+
+def _band(values: np.ndarray, layers: Sequence[int]) -> pd.DataFrame:
+    """Lowest, highest and mean of each column that is complete."""
+    done = [j for j in range(len(layers)) if not np.isnan(values[:, j]).any()]
+    rows = [(layers[j], values[:, j].min(), values[:, j].max(), values[:, j].mean()) for j in done]
     return pd.DataFrame(rows, columns=["layer", "low", "high", "mean"])
+
+
+def trace_null(result: Any, measure: str) -> pd.DataFrame:
+    """By how much restoring any one place moves a measure at each layer, where nothing is to be found."""
+    _, corrupted, restored = result.measured(measure)
+    return _band(restored.mean(axis=0) - corrupted, result.layers)
 
 
 def knockout_map(result: Any, measure: Any, *, null: Any = None) -> Figure:
@@ -369,8 +396,8 @@ def trace_doubts(result: Any, prediction: Any) -> tuple[str, ...]:
     return more + result.doubts
 
 
-def trace_map(result: Any, measure: Any, doubts: Sequence[str]) -> Figure:
-    """One panel: what every restored place gives back."""
+def trace_map(result: Any, measure: Any, doubts: Sequence[str], *, null: Any = None) -> Figure:
+    """One panel: what each restored place gives back; grey where ``null``, the same on random weights, does as much."""
     clean, corrupted, restored = result.measured(measure)
     values = np.full(restored.shape[1:], np.nan)
     known = ~np.isnan(restored).all(axis=0)
@@ -392,11 +419,12 @@ def trace_map(result: Any, measure: Any, doubts: Sequence[str]) -> Figure:
         caption=caption(result, _trace_words(result), *said),
         cursor=_cursor(result.query, result.layers),
         doubts=doubts,
+        null=None if null is None else trace_null(null, measure),
     )
     return replace(figure, sentence=" ".join([figure.sentence, *said]))
 
 
-def trace_roles(result: Any, measure: Any, doubts: Sequence[str]) -> Figure:
+def trace_roles(result: Any, measure: Any, doubts: Sequence[str], *, null: Any = None) -> Figure:
     """Means by the role of the token, with the band over seeds."""
     clean, corrupted, _ = result.measured(measure)
     return charts.trace_roles(
@@ -410,6 +438,26 @@ def trace_roles(result: Any, measure: Any, doubts: Sequence[str]) -> Figure:
         caption=caption(result, _trace_words(result)),
         cursor_layer=_cursor_layer(),
         doubts=doubts,
+        null=None if null is None else trace_null(null, measure),
+    )
+
+
+def severed(results: Mapping[str, Any], measure: Any, doubts: Sequence[str], *, null: Any = None) -> Figure:
+    """What the state of subject-last gives back, by what is severed; ``null``: the ordinary trace on random weights."""
+    result = next(iter(results.values()))
+    clean, corrupted, _ = result.measured(measure)
+    return charts.severed_curves(
+        result.layers,
+        {name: one.gain_at_subject_last(measure) for name, one in results.items()},
+        total=clean - corrupted,
+        answer=scored(result),
+        measure=measure,
+        foil=result.query.query.foil or "",
+        theme=theme(),
+        caption=caption(result, f"severed traces of subject-last, {_corruption_words(result)}"),
+        cursor_layer=_cursor_layer(),
+        doubts=doubts,
+        null=None if null is None else trace_null(null, measure),
     )
 
 

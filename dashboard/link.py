@@ -99,6 +99,7 @@ class TraceChoice:
     Attributes:
         roles: of which panel the means by role are shown.
         other: the subject whose tokens take the subject's place, instead of noise.
+        null: whether the same is done on random weights beside it; None does so for the bundled model, which is small.
     """
 
     window: int | None = None
@@ -112,6 +113,7 @@ class TraceChoice:
     other: str | None = None
     measure: TraceMeasure = field(default="probability", metadata=DRAWN)
     roles: TraceSite = field(default="hidden", metadata=DRAWN)
+    null: bool | None = field(default=None, metadata=DRAWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,7 @@ class EnrichChoice:
     Attributes:
         source: where attributes come from; a file is not in the link and has to be given again.
         first: whether position 0 has a curve.
+        null: as on the Trace page, of the attributes rate.
     """
 
     source: AttributeSource = "bundled"
@@ -144,6 +147,7 @@ class EnrichChoice:
     window: int | None = None
     read_layer: int | None = None
     notebook: bool = False
+    null: bool | None = field(default=None, metadata=DRAWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +226,7 @@ def to_params(view: View) -> Params:
         ("mapping", view.heads.mapping, "embedding"),
         ("variant", view.heads.edges, "none"),
         ("heads-null", None if view.heads.null is None else int(view.heads.null), None),
+        ("enrich-null", None if view.enrich.null is None else int(view.enrich.null), None),
     ]
     params = {name: [str(value)] for name, value, default in entries if value is not None and value != default}
     if flow.edges:
@@ -261,6 +266,7 @@ def _trace_params(trace: TraceChoice) -> dict[str, list[str]]:
         ("other", trace.other, None),
         ("trace-measure", trace.measure, default.measure),
         ("roles", trace.roles, default.roles),
+        ("trace-null", None if trace.null is None else int(trace.null), None),
     ]
     return {name: [str(value)] for name, value, usual in entries if value is not None and value != usual}
 
@@ -316,12 +322,13 @@ def _view(reader: _Reader) -> View:
             window=reader.number("cancel", 1, 999, None),
             read_layer=reader.number("read", 0, 998, None),
             notebook=reader.number("notebook", 0, 1, 0) == 1,
+            null=reader.switch("enrich-null"),
         ),
         heads=HeadsChoice(
             effect=reader.choice("effect", get_args(Effect), "answer"),
             mapping=reader.choice("mapping", get_args(MappingSource), "embedding"),
             edges=reader.text("variant", 120) or "none",
-            null={None: None, 0: False, 1: True}[reader.number("heads-null", 0, 1, None)],
+            null=reader.switch("heads-null"),
         ),
         trace=_trace(reader),
         patch=PatchChoice(
@@ -349,6 +356,7 @@ def _trace(reader: _Reader) -> TraceChoice:
         other=reader.text("other", MAX_NAME),
         measure=reader.choice("trace-measure", get_args(TraceMeasure), default.measure),
         roles=reader.choice("roles", get_args(TraceSite), default.roles),
+        null=reader.switch("trace-null"),
     )
 
 
@@ -420,6 +428,10 @@ class _Reader:
             return number
         self.refuse(name, value, f"which is not a whole number from {low} to {high}", "correct it or leave it out")
         return default
+
+    def switch(self, name: str) -> bool | None:
+        found = self.number(name, 0, 1, None)
+        return None if found is None else found == 1
 
     def numbers(self, name: str, most: int, high: int) -> list[int]:
         found = []

@@ -6,13 +6,14 @@ import copy
 import re
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import figures, help, messages, parts, requests, runs, state
+from dashboard import figures, help, messages, model_drawer, parts, requests, runs, state
 from dashboard.executor import Snapshot
 from dashboard.link import ModelChoice
 from dashboard.runs import Kind
@@ -92,6 +93,33 @@ def run(
         messages.show_error(found.error)
         st.button("Try again", key=f"again-{slot}", on_click=runs.again, args=[slot])
     return found
+
+
+def null_toggle(page: str, choice: Any, prediction: Any) -> None:
+    """Whether the same is done on random weights beside it; nothing where it cannot be."""
+    if not model_drawer.may_be_random() or prediction.model.name.startswith("random:"):
+        return
+    shown = requests.with_null(choice, prediction.model.name)
+    st.toggle(
+        "Null: random weights",
+        shown,
+        key=state.seed(f"{page}-null", shown),
+        on_change=state.on_change(f"{page}-null", page, "null", bool),
+        help="Run the same on this architecture with random weights; what is no larger turns grey.",
+    )
+
+
+def null(line: Any, slot: str, kind: Kind, spec: Any, passes: int, prediction: Any) -> Snapshot | None:
+    """The same experiment on random weights, about the same answer."""
+    query, target = prediction.query.query, prediction.target.text
+    asked = query if query.answer is not None or not target[:1].isspace() else replace(query, answer=target.strip())
+    return run(line, slot, kind, asked, spec, passes, prediction, model=model_drawer.random_of(state.view().model))
+
+
+def with_null(choice: Any, prediction: Any, found: Snapshot | None) -> bool:
+    """Whether the null is to be run: it is wanted, can be, and what it is compared with is there."""
+    wanted = model_drawer.may_be_random() and requests.with_null(choice, prediction.model.name)
+    return wanted and found is not None and found.state == "done"
 
 
 def _bar(slot: str, found: Snapshot) -> None:

@@ -13,6 +13,7 @@ from dashboard.link import (
     HeadsChoice,
     LensChoice,
     PatchChoice,
+    Sever,
     TraceChoice,
     TraceSite,
 )
@@ -90,6 +91,11 @@ def trace(choice: TraceChoice, site: TraceSite) -> TraceSpec:
         extra_tokens=choice.extra,
         seeds=choice.seeds,
     )
+
+
+def severed(choice: TraceChoice, sever: Sever) -> TraceSpec:
+    """One curve of the severed traces: the state of the subject's last token, restored in each layer."""
+    return replace(trace(replace(choice, sever=sever), "hidden"), positions=("subject-last",))
 
 
 def patching(choice: PatchChoice, window: int | None) -> CounterfactualSpec:
@@ -181,8 +187,8 @@ def pattern(layer: int) -> PatternSpec:
     return PatternSpec(layer=layer)
 
 
-def with_null(choice: HeadsChoice, model: str) -> bool:
-    """Whether heads are compared with random weights; by themselves only where that costs little."""
+def with_null(choice: HeadsChoice | EnrichChoice | TraceChoice, model: str) -> bool:
+    """Whether effects are compared with random weights; by themselves only where that costs little."""
     if model.startswith("random:"):
         return False
     return model == "bundled" if choice.null is None else choice.null
@@ -238,6 +244,7 @@ def home(wordings: tuple[str, ...] = (), n_layers: int = BUNDLED_LAYERS) -> list
         ("attention_knockout", HOME, curve(flow)),
         ("attention_knockout", HOME, knockout_map(flow)),
         *(("causal_tracing", HOME, trace(TraceChoice(), site)) for site in get_args(TraceSite)),
+        *(("causal_tracing", HOME, severed(TraceChoice(), sever)) for sever in get_args(Sever)),
         *home_enrichment(n_layers),
         ("heads", HOME, heads(HeadsChoice())),
         ("attribute_extraction", HOME, extraction(HeadsChoice())),

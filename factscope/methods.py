@@ -213,6 +213,21 @@ _ALL = (
         source="Meng et al. 2022, figure 2 and appendix B (arXiv 2202.05262).",
     ),
     Method(
+        name="severed",
+        title="Severed traces",
+        question="By which way does the restored state act?",
+        answer="Restore the subject's last token, and keep what the MLPs (or attention) add there as it was without.",
+        recipe=(
+            "Corrupt the subject, and restore the state of its last token after one layer.",
+            "Do it with the MLPs severed: at that token the MLP updates of all layers stay as in the corrupted run.",
+            "And with the attention severed.",
+            "Compare what each gives back, layer by layer: the gap is what went through the severed part.",
+        ),
+        misleads="At the last layer nothing is left to sever, so the curves meet. Severing puts together states that "
+        "no run has. The published figure is a mean over a thousand facts; one fact need not look like it.",
+        source="Meng et al. 2022, section 2.2 and figure 3 (arXiv 2202.05262).",
+    ),
+    Method(
         name="counterfactual",
         title="Counterfactual patching",
         module="counterfactual_patching",

@@ -10,7 +10,6 @@ import streamlit as st
 from dashboard import compare, figures, messages, model_drawer, panels, requests, runs, state
 from dashboard.link import MAX_EDGES
 from factscope.charts.text import COLUMNS
-from factscope.queries import Query
 
 MEASURES = {"percent": "% of p", "log_odds": "log-odds", "logit_difference": "vs foil"}
 NULLS = {"positions": "matched positions", "weights": "random weights"}
@@ -41,7 +40,7 @@ def _figures(prediction: Any) -> None:
         )
         if grid is not None and grid.value is not None:
             code = panels.python_lines(query, spec, "attention_knockout")
-            null = _null("flow-map-null", query, spec, requests.map_passes(prediction), prediction, line)
+            null = _null("flow-map-null", spec, requests.map_passes(prediction), prediction, line)
             shown = figures.knockout_map(grid.value, figures.measure_of(state.view()), null=null)
             rows = panels.rows_height(len(prediction.query.ids))
             panels.figure(figures.judged(shown, prediction), name="map", found=grid, code=code, height=rows, legend=74)
@@ -51,15 +50,12 @@ def _figures(prediction: Any) -> None:
         _detail(prediction, grid)
 
 
-def _null(slot: str, query: Query, spec: Any, passes: int, prediction: Any, line: Any) -> Any | None:
-    """The same experiment on random weights, about the same answer, if that is the null; as far as it is computed."""
+def _null(slot: str, spec: Any, passes: int, prediction: Any, line: Any) -> Any | None:
+    """The same experiment on random weights, if that is the null; as far as it is computed."""
     view = state.view()
     if view.flow.null != "weights" or view.model.name.startswith("random:"):
         return None
-    target = prediction.target.text
-    asked = query if query.answer is not None or not target[:1].isspace() else replace(query, answer=target.strip())
-    model = model_drawer.random_of(view.model)
-    found = panels.run(line, slot, "attention_knockout", asked, spec, passes, prediction, model=model)
+    found = panels.null(line, slot, "attention_knockout", spec, passes, prediction)
     return None if found is None else found.value
 
 
@@ -135,7 +131,7 @@ def _curve(prediction: Any) -> None:
     if found is None or found.value is None:
         return
     sets = replace(spec, control=0)
-    null = _null("flow-curve-null", query, sets, requests.curve_passes(prediction, choice), prediction, line)
+    null = _null("flow-curve-null", sets, requests.curve_passes(prediction, choice), prediction, line)
     shown = figures.knockout_curve(found.value, figures.measure_of(state.view()), null=null)
     panels.figure(
         figures.judged(shown, prediction),

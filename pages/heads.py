@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import compare, figures, help, messages, model_drawer, panels, parts, requests, runs, state
+from dashboard import compare, figures, help, messages, panels, parts, requests, runs, state
 from factscope.experiments.attribute_extraction import VARIANTS
 
 EFFECTS = {"answer": "answer", "foil": "answer − foil"}
@@ -58,14 +57,7 @@ def _controls(prediction: Any) -> None:
             help="In each layer alone: block:SET or keep:SET; sets as on Flow, first, positions, joined with +. "
             "block:all leaves the output bias, the null.",
         )
-        if model_drawer.may_be_random() and not prediction.model.name.startswith("random:"):
-            st.toggle(
-                "Null: random weights",
-                requests.with_null(choice, prediction.model.name),
-                key=state.seed("heads-null", requests.with_null(choice, prediction.model.name)),
-                on_change=state.on_change("heads-null", "heads", "null", bool),
-                help="Run the same on this architecture with random weights; what is no larger turns grey.",
-            )
+        panels.null_toggle("heads", choice, prediction)
 
 
 def _segmented(label: str, name: str, options: dict[str, str], value: str, help_text: str) -> None:
@@ -90,8 +82,7 @@ def _map(prediction: Any, unnamed: str) -> Any:
     result = found.value
     _follow_click(result)
     cursor = _cursor(result, choice)
-    compared = model_drawer.may_be_random() and requests.with_null(choice, prediction.model.name) and found.finished
-    null = _null(prediction, result, choice, line) if compared else None
+    null = _null(prediction, result, choice, line) if panels.with_null(choice, prediction, found) else None
     shown = figures.head_map(result, choice, cursor, null, unnamed)
     n_heads = result.direct_effect.shape[1]
     height = 20 * n_heads if n_heads <= 12 else max(240, 12 * n_heads)
@@ -103,9 +94,8 @@ def _map(prediction: Any, unnamed: str) -> Any:
 
 def _null(prediction: Any, result: Any, choice: Any, line: Any) -> float | None:
     """The largest effect of the same experiment on random weights, about the same answer, where that has run."""
-    query = replace(prediction.query.query, answer=result.target.text.strip())
-    random, passes = model_drawer.random_of(state.view().model), requests.heads_passes(prediction)
-    found = panels.run(line, "heads-null", "heads", query, requests.heads(choice), passes, prediction, model=random)
+    passes = requests.heads_passes(prediction)
+    found = panels.null(line, "heads-null", "heads", requests.heads(choice), passes, prediction)
     if found is None or found.state != "done":
         return None
     foil = choice.effect == "foil" and result.foil is not None

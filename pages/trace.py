@@ -7,11 +7,11 @@ from typing import Any
 import streamlit as st
 
 from dashboard import compare, counterfactual, figures, messages, panels, parts, requests, runs, state
-from dashboard.link import MAX_NAME, MAX_SAMPLES, TraceSite, seeds
+from dashboard.link import MAX_NAME, MAX_SAMPLES, Sever, TraceSite, seeds
 
 PANELS: dict[TraceSite, str] = {"hidden": "State restored", "mlp": "MLP restored", "attention": "Attention restored"}
 SHORT: dict[TraceSite, str] = {"hidden": "state", "mlp": "MLP", "attention": "attention"}
-SEVERED = {"none": "nothing", "mlp": "MLP", "attention": "attention"}
+SEVERED: dict[Sever, str] = {"none": "nothing", "mlp": "MLP", "attention": "attention"}
 MEASURES = {"probability": "p", "log_odds": "log-odds", "logit_difference": "logit − foil"}
 NOISES = ["s3", "s2", "s1", "0.1", "u0.5", "m", "t5", "rome:gpt2-xl", "rome:gpt-j", "hase:gpt-j", "hase:other"]
 
@@ -30,9 +30,10 @@ def draw() -> None:
         return
     head = st.container()
     found: dict[TraceSite, Any] = {}
+    nulls: dict[TraceSite, Any] = {}
     for column, site in zip(st.columns(3, gap="small"), PANELS, strict=True):
         with column, messages.caught():
-            found[site] = _panel(prediction, site)
+            found[site], nulls[site] = _panel(prediction, site)
     results: dict[TraceSite, Any] = {
         site: snapshot.value for site, snapshot in found.items() if snapshot is not None and snapshot.value
     }
@@ -40,7 +41,9 @@ def draw() -> None:
         _head(results, prediction)
     left, right = st.columns([0.7, 0.3], gap="medium")
     with left, messages.caught():
-        _roles(prediction, found)
+        _roles(prediction, found, nulls)
+    with left, messages.caught():
+        _severed(prediction, nulls.get("hidden"))
     with right, messages.caught():
         _detail(prediction, results)
     with messages.caught():
@@ -166,15 +169,20 @@ def _more(prediction: Any) -> None:
         )
 
 
-def _panel(prediction: Any, site: TraceSite) -> Any:
+def _panel(prediction: Any, site: TraceSite) -> tuple[Any, Any]:
+    """One panel's run, and what there is of the same on random weights."""
     query, choice = prediction.query.query, state.view().trace
     line, spec = panels.heading(PANELS[site], "trace"), requests.trace(choice, site)
     passes = requests.trace_passes(prediction, choice)
     found = panels.run(line, f"trace-{site}", "causal_tracing", query, spec, passes, prediction)
+    null = None
+    if panels.with_null(choice, prediction, found):
+        random = panels.null(line, f"trace-{site}-null", "causal_tracing", spec, passes, prediction)
+        null = None if random is None else random.value
     if found is not None and found.value is not None:
         doubts = figures.trace_doubts(found.value, prediction)
         panels.figure(
-            figures.trace_map(found.value, _measure(prediction), doubts),
+            figures.trace_map(found.value, _measure(prediction), doubts, null=null),
             name=f"trace-{site}",
             found=found,
             code=panels.python_lines(query, spec, "causal_tracing"),
@@ -182,7 +190,7 @@ def _panel(prediction: Any, site: TraceSite) -> Any:
             legend=46,
             beside=len(PANELS),
         )
-    return found
+    return found, null
 
 
 def _head(results: dict[TraceSite, Any], prediction: Any) -> None:
@@ -200,23 +208,60 @@ def _head(results: dict[TraceSite, Any], prediction: Any) -> None:
     messages.show_warnings([warning for warning in told if warning not in prediction.warnings])
 
 
-def _roles(prediction: Any, found: dict[TraceSite, Any]) -> None:
+def _roles(prediction: Any, found: dict[TraceSite, Any], nulls: dict[TraceSite, Any]) -> None:
     choice = state.view().trace
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         panels.heading("By the role of the token", "roles")
         _segmented(st, "Restored", "roles", SHORT, choice.roles, "Which panel's means are drawn.")
+        panels.null_toggle("trace", choice, prediction)
     snapshot = found.get(choice.roles)
     if snapshot is None or snapshot.value is None:
         return
     query, spec = prediction.query.query, requests.trace(choice, choice.roles)
     doubts = figures.trace_doubts(snapshot.value, prediction)
     panels.figure(
-        figures.trace_roles(snapshot.value, _measure(prediction), doubts),
+        figures.trace_roles(snapshot.value, _measure(prediction), doubts, null=nulls.get(choice.roles)),
         name="trace-roles",
         found=snapshot,
         code=panels.python_lines(query, spec, "causal_tracing").replace("result.table()", "result.by_role()"),
         height=250,
     )
+
+
+def _severed(prediction: Any, null: Any) -> None:
+    """By which way the state of the subject's last token acts: three traces of one row."""
+    query, choice = prediction.query.query, state.view().trace
+    line = panels.heading("By which way subject-last acts", "severed")
+    passes = prediction.model.n_layers * (1 if choice.other else len(choice.seeds))
+    results: dict[str, Any] = {}
+    found = None
+    for sever in SEVERED:
+        one = panels.run(
+            line, f"trace-severed-{sever}", "causal_tracing", query, requests.severed(choice, sever), passes, prediction
+        )
+        if one is None or one.value is None:
+            break
+        results[sever], found = one.value, one
+    if found is None:
+        return
+    doubts = figures.trace_doubts(results["none"], prediction)
+    shown = figures.severed(results, _measure(prediction), doubts, null=null)
+    panels.figure(shown, name="trace-severed", found=found, code=_severed_lines(query, choice), height=250)
+
+
+def _severed_lines(query: Any, choice: Any) -> str:
+    """The three traces and their figure with the public interface."""
+    draw = (
+        'results = {sever: causal_tracing(model, query, replace(spec, sever=sever)) for sever in ("none", "mlp", '
+        '"attention")}\n'
+        "curves = {sever: found.gain_at_subject_last() for sever, found in results.items()}\n"
+        'plain = results["none"]\n'
+        "charts.severed_curves(plain.layers, curves, total=plain.total_effect, answer=plain.target.text).chart()"
+    )
+    lines = panels.python_lines(query, requests.severed(choice, "mlp"), "causal_tracing", draw=draw)
+    return "from dataclasses import replace\n\nfrom factscope import charts\n" + lines.replace(
+        "result = causal_tracing(model, query, ", "spec = "
+    ).replace(")\nresult.table()", "")
 
 
 def _detail(prediction: Any, results: dict[TraceSite, Any]) -> None:

@@ -56,6 +56,33 @@ def test_no_noise_no_effect(name: str) -> None:
     assert result.total_effect == pytest.approx(0, abs=ROUNDING)
 
 
+@pytest.mark.parametrize("name", SPLIT)
+def test_the_severed_curves_meet_at_the_last_layer_and_the_ordinary_one_is_the_maps_row(name: str) -> None:
+    """Behind the last layer there is nothing to sever; before it something is, somewhere."""
+    asked = {"positions": ("subject-last",), "seeds": (1, 2)}
+    gains = {sever: traced(name, sever=sever, **asked).gain_at_subject_last() for sever in ("none", "mlp", "attention")}
+    whole = traced(name, seeds=(1, 2))
+    row = whole.positions.index(SPAN[1] - 1)
+    np.testing.assert_allclose(gains["none"], whole.indirect_effect_by_seed[:, row], atol=ROUNDING)
+    for sever in ("mlp", "attention"):
+        assert gains[sever].shape == (2, LAYERS)
+        np.testing.assert_allclose(gains[sever][:, -1], gains["none"][:, -1], atol=ROUNDING)
+    odds = traced(name, **asked).gain_at_subject_last("log_odds")
+    np.testing.assert_allclose(odds, (whole.log_odds_restored_by_seed[:, row].T - whole.log_odds_corrupted_by_seed).T,
+                               atol=1e-3)  # fmt: skip
+    elsewhere = traced(name, positions=("last",)).gain_at_subject_last()
+    assert np.isnan(elsewhere).all()
+
+
+def test_severing_takes_something_away_in_most_families() -> None:
+    """Otherwise the test above compared equal curves."""
+    moved = []
+    for name in SPLIT:
+        gain = {s: traced(name, sever=s, positions=("subject-last",)).gain_at_subject_last() for s in ("none", "mlp")}
+        moved.append(float(np.abs(gain["mlp"] - gain["none"])[:, :-1].max()) > 1e-3)
+    assert sum(moved) > len(moved) / 2
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_restoring_every_state_is_the_clean_run(name: str) -> None:
     """All positions of a layer together, and one by one the read-out's last state; earlier positions change nothing."""

@@ -164,6 +164,7 @@ BUILDERS = {
     "counterfactual trace": lambda **more: trace_map(counterfactual=True, site="mlp", window=3, **more),
     "trace against a foil": lambda **more: trace_map(site="attention", measure="logit_difference", foil="Rome", **more),
     "roles": trace_roles,
+    "severed": lambda **more: severed_curves(**more),
     "roles against a foil": lambda **more: trace_roles(measure="logit_difference", foil="Rome", **more),
     "map": knockout_map,
     "map in log-odds": lambda **more: knockout_map(measure="log_odds", **more),
@@ -301,6 +302,76 @@ def test_roles_have_bands_levels_and_a_legend():
         trace_roles(measure="rank")
     with pytest.raises(SpecError, match="block"):
         trace_map(site="block")
+
+
+SEVERED = {
+    "none": [[0.1, 0.5, 0.2, 0.05], [0.1, 0.7, 0.2, 0.05]],
+    "mlp": [[0.0, 0.1, 0.1, 0.05], [0.0, 0.2, 0.1, 0.05]],
+    "attention": [[0.1, 0.55, 0.2, 0.05]] * 2,
+}
+RANDOM = pd.DataFrame({"layer": range(4), "low": 0.0, "high": [0.0, 0.0, 0.3, 0.0], "mean": 0.0})
+
+
+def severed_curves(**more):
+    return charts.severed_curves(range(4), **{"effects": SEVERED, "total": 0.8, "answer": " Paris", **more})
+
+
+def test_severed_curves_are_means_over_seeds_between_nothing_and_the_total_effect():
+    figure = severed_curves()
+    lines = figure.data[figure.data["kind"] == "line"].set_index(["series", "layer"])
+    assert lines.loc[("ordinary", 1), ["value", "low", "high"]].tolist() == pytest.approx([0.6, 0.5, 0.7])
+    assert lines.loc[("MLP severed", 1), "value"] == pytest.approx(0.15)
+    assert not lines["null"].any()
+    assert "total effect +0.800" in texts(ET.fromstring(export.svg(figure)))
+    assert figure.sentence == (
+        "Restoring the state of subject-last raises p(Paris) most at layer 1, by +0.600; there +0.150 with the MLP "
+        "severed, +0.550 with the attention severed."
+    )
+    assert figure.alt_table.columns.tolist() == ["layer", "ordinary", "MLP severed", "attention severed"]
+    partial = severed_curves(effects={"none": [[0.1, np.nan, np.nan, np.nan]]})
+    assert partial.sentence.startswith("So far, 1 of 4 computed")
+    assert severed_curves(effects={"none": [[np.nan] * 4]}, total=float("nan")).sentence == "Nothing is computed yet."
+    with pytest.raises(SpecError, match="block"):
+        severed_curves(effects={"block": [[0.0] * 4]})
+    with pytest.raises(SpecError, match="percent"):
+        severed_curves(measure="percent")
+
+
+def test_a_severed_curve_inside_its_null_is_grey_and_not_named():
+    figure = severed_curves(null=RANDOM)
+    grey = figure.data[(figure.data["kind"] == "line") & figure.data["null"]]
+    assert set(grey["layer"]) == {0, 2} and set(grey[grey["layer"] == 0]["series"]) == {"MLP severed"}
+    all_of_it = severed_curves(null=RANDOM.assign(high=1.0))
+    assert "gives back more than on random weights at no layer" in all_of_it.sentence
+    doubted = severed_curves(doubts=("The model does not know this.",))
+    assert doubted.sentence == "No layer is named: The model does not know this."
+
+
+@pytest.mark.parametrize("look", theme.THEMES)
+def test_cells_of_a_trace_that_random_weights_reach_are_grey_and_not_named(look):
+    null = pd.DataFrame({"layer": LAYERS, "low": -0.01, "high": 0.02, "mean": 0.0})
+    plain, figure = trace_map(theme=look), trace_map(null=null, theme=look)
+    assert not plain.data["null"].any()
+    gained = figure.data["value"] - 0.1
+    assert (figure.data["null"] == (gained >= -0.01) & (gained <= 0.02)).all() and figure.data["null"].any()
+    assert "Grey cells move it no more than the same on random weights does." in figure.sentence
+    assert "grey: no more than the null" in json.dumps(figure.spec)
+    assert "grey" not in json.dumps(plain.spec["layer"][0]["encoding"]["color"]["legend"])
+    nothing = trace_map(null=null.assign(high=1.0))
+    assert "no place before the read-out gives back more than random weights" in nothing.sentence
+    assert "(position" not in nothing.sentence
+
+
+def test_roles_that_random_weights_reach_are_grey_and_the_null_is_drawn_from_the_corrupted_level():
+    null = pd.DataFrame({"layer": range(8), "low": -0.1, "high": 1.0, "mean": 0.2})
+    figure = trace_roles(null=null)
+    band = figure.data[figure.data["kind"] == "control"]
+    assert band["low"].tolist() == pytest.approx([0.0] * 8) and band["value"].tolist() == pytest.approx([0.3] * 8)
+    assert figure.data.loc[figure.data["kind"] == "line", "null"].all()
+    assert "nothing anywhere" in figure.sentence
+    assert "same on random weights" in json.dumps(figure.spec)
+    few = trace_roles(null=null.assign(high=0.0))
+    assert not few.data.loc[few.data["kind"] == "line", "null"].all()
 
 
 def test_exports_carry_title_and_caption_and_offer_the_other_theme():

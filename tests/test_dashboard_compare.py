@@ -213,7 +213,7 @@ def test_traces_stand_side_by_side(open_page: OpenPage) -> None:
         wanted = cells(b) - cells(a)
         pd.testing.assert_series_equal(cells(difference), wanted, check_names=False, rtol=1e-9, atol=1e-12)
     settle(at.button(key="ab-unpin").click().run())
-    assert len(charts_of(at)) == 4
+    assert len(charts_of(at)) == 5
     settle(at.button(key="pin-as-a").click().run())
     settle(at.button_group(key="trace-measure").set_value("log_odds").run())
     assert "B is the same so far" in said(at)

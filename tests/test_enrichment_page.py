@@ -166,6 +166,52 @@ def test_a_knockout_of_nothing_has_no_effect_to_name(base: float, grey: bool) ->
     assert ("MHSA cancelled: lowers the rate nowhere" in figure.sentence) == (not grey)
 
 
+@pytest.mark.parametrize(
+    ("beyond", "says"),
+    [
+        ({1: 4.0, 2: 6.0}, "Read at layer 2, where the rate is 6%, there would be something to lose."),
+        ({}, "Nor is there at any other layer."),
+        (None, "there is nothing that a knockout could take away."),
+    ],
+)
+def test_where_nothing_is_to_lose_another_layer_is_named(beyond: dict[int, float] | None, says: str) -> None:
+    given = {"base_other_rates": (0.0, 2.0), "ceiling": 10, "read_layer": 0, "window": 1, "beyond": beyond}
+    figure = charts.sublayer_knockout((0, 1), {"mlp": [0.0, 2.0]}, base_rate=2.0, **given)
+    assert figure.sentence.endswith(says)
+    something = charts.sublayer_knockout((0, 1), {"mlp": [0.0, 2.0]}, base_rate=6.0, **given)
+    assert "Read at layer" not in something.sentence
+
+
+def test_the_layer_with_the_highest_rate_is_one_click_away(
+    open_page: Callable[..., AppTest],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dashboard.figures.rates_beyond", lambda rates, null=None: {0: 101.0, 1: 102.0})
+    at = open_page("lens")
+    assert at.number_input(key="enrich-read_layer").value == 3
+    assert "This subject's rate is highest at layer 1 (102%); layer 3 is the paper's, 0.83 of the depth." in said(at)
+    settle(at.button(key="enrich-read-best").click().run())
+    assert at.session_state["factscope-view"].enrich.read_layer == 1
+    assert at.number_input(key="enrich-read_layer").value == 1
+    assert not [button for button in at.button if button.key == "enrich-read-best"]
+    assert at.query_params["read"] == "1"
+
+
+def test_layers_beyond_the_nulls_are_those_of_subject_last() -> None:
+    from dashboard import figures
+    from factscope.store import stored_result
+
+    kind, query, spec = requests.home_enrichment(requests.BUNDLED_LAYERS)[0]
+    result = stored_result(kind, query, spec)
+    i = result.positions.index("subject-last")
+    wanted = {layer: float(result.rate[i, j]) for j, layer in enumerate(result.layers)
+              if layer >= 0 and result.rate[i, j] > result.other_rates[:, i, j].max()}  # fmt: skip
+    assert figures.rates_beyond(result) == wanted
+    high = replace(result, rate=np.full(result.rate.shape, 50.0), other_rates=np.zeros_like(result.other_rates))
+    assert set(figures.rates_beyond(high)) == set(range(8))
+    assert figures.rates_beyond(high, replace(high, rate=np.full(result.rate.shape, 50.0))) == {}
+
+
 def test_without_other_subjects_nothing_is_claimed() -> None:
     figure = charts.sublayer_knockout(
         (0,), {"mlp": [1.0]}, base_rate=5.0, base_other_rates=(), ceiling=10, read_layer=0, window=1

@@ -13,7 +13,7 @@ from test_dashboard_compare import OpenPage, cells, charts_of, lines
 from test_dashboard_pages import open_page, said, settle, tiny
 
 from dashboard import figures
-from dashboard.link import FlowChoice, View
+from dashboard.link import EnrichChoice, FlowChoice, TraceChoice, View, parse, to_params
 from factscope import charts
 from factscope.charts import export
 from factscope.charts.theme import THEMES
@@ -132,3 +132,60 @@ def test_both_sides_are_shown_in_a_measure_that_both_have() -> None:
     assert figures.measure_of(View(fact=with_foil, flow=dial, a=View(fact=without))) == "log_odds"
     assert figures.measure_of(View(fact=with_foil, flow=dial, a=View(fact=with_foil))) == "logit_difference"
     assert figures.measure_of(View(fact=without)) == "percent"
+
+
+def test_rates_that_random_weights_reach_are_grey() -> None:
+    names, layers = ("subject-last", "last"), (0, 1, 2)
+    rate, random = [[4.0, 6.0, 2.0], [2.0, 2.0, 2.0]], [[5.0, 1.0, 1.0], [0.0, 0.0, 2.0]]
+    shown = charts.attributes_rates(
+        names, layers, rate, np.ones((2, 2, 3)), ceiling=10, n_attributes=5, subject="Peru", random_rates=random
+    )
+    drawn = shown.data[shown.data["kind"] == "line"].set_index(["series", "layer"])
+    assert drawn.loc["subject-last", "grey"].tolist() == [True, False, False]
+    assert drawn.loc["last", "grey"].tolist() == [False, False, True]
+    assert drawn.loc["subject-last, random weights", "value"].tolist() == [5.0, 1.0, 1.0]
+    assert "Subject-last reaches 6% at layer 1 (other subjects and random weights at most 1%)" in shown.sentence
+    assert shown.alt_table["random weights at last"].tolist() == [0.0, 0.0, 2.0]
+    never = charts.attributes_rates(
+        names, layers, rate, np.ones((2, 2, 3)), ceiling=10, n_attributes=5, subject="Peru",
+        random_rates=np.full((2, 3), 7.0),
+    )  # fmt: skip
+    assert "stay within what other subjects' attributes or random weights give" in never.sentence
+    assert "reaches" not in never.sentence
+
+
+def test_rates_and_traces_are_compared_with_random_weights_where_it_is_asked(open_page: OpenPage, tiny: str) -> None:
+    at = open_page("lens", **{"enrich-null": "1"}, **JAPAN)
+    random = open_page("lens", model=f"random:{tiny}", **JAPAN)
+    rates, theirs = (charts_of(page)[2][1] for page in (at, random))
+    pd.testing.assert_series_equal(
+        lines(rates)["subject-last, random weights"], lines(theirs)["subject-last"].sort_index(), check_names=False
+    )
+    assert not [toggle for toggle in random.toggle if toggle.key == "enrich-null"]
+    settle(at.toggle(key="enrich-null").set_value(False).run())
+    assert "subject-last, random weights" not in set(charts_of(at)[2][1]["series"])
+    assert at.query_params["enrich-null"] == "0"
+
+
+def test_a_trace_is_grey_where_random_weights_restore_as_much(open_page: OpenPage, tiny: str) -> None:
+    asked = {"samples": "2", "noise": "2", "trace-measure": "log_odds", **JAPAN, "answer": "Tokyo"}
+    at = open_page("trace", **{"trace-null": "1"}, **asked)
+    random = charts_of(open_page("trace", model=f"random:{tiny}", **asked))
+    for panel, null in zip(charts_of(at)[:3], random[:3], strict=True):
+        floor, zero = (spec["layer"][0]["encoding"]["color"]["scale"]["domain"][0] for spec, _ in (panel, null))
+        gained, theirs = cells(panel[1]).unstack() - floor, cells(null[1]).unstack() - zero
+        low, high = theirs.min().clip(upper=0) - 1e-9, theirs.max().clip(lower=0) + 1e-9
+        grey = panel[1].set_index(["position", "layer"])["null"].unstack()
+        assert grey.equals((gained >= low) & (gained <= high))
+    band = charts_of(at)[3][1]
+    assert set(band[band["kind"] == "control"]["layer"]) == {0, 1, 2, 3}
+    assert "same on random weights" in str(charts_of(at)[4][0])
+    off = open_page("trace", **asked)
+    assert not charts_of(off)[0][1]["null"].any(), "a model that is not the bundled one waits for the click"
+
+
+def test_a_link_keeps_whether_random_weights_are_asked() -> None:
+    for null in (None, False, True):
+        view = View(trace=TraceChoice(null=null), enrich=EnrichChoice(null=null))
+        assert parse(to_params(view)) == (view, [])
+    assert parse({"trace-null": ["2"]})[0] == View() and len(parse({"trace-null": ["2"]})[1]) == 1

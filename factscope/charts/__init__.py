@@ -17,6 +17,7 @@ from factscope.charts.enrichment import attributes_rates, sublayer_knockout
 from factscope.charts.figure import Figure
 from factscope.charts.heads import attention_pattern, extraction_events, head_difference, head_map, head_sources
 from factscope.charts.heatmaps import knockout_map, lens_grid, trace_map
+from factscope.charts.severed import severed_curves
 from factscope.charts.text import TokenRow, token_rows
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "layer_curves",
     "lens_grid",
     "lock",
+    "severed_curves",
     "sublayer_knockout",
     "token_rows",
     "token_trajectories",

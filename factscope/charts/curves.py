@@ -6,7 +6,7 @@ import copy
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ CurveQuantity = Literal["probability", "rank", "entropy"]
 _CANONICAL = ("subject", "relation", "last")
 _LADDER = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 CONTROL = "random control"
+_BAND = ("low", "high", "mean")
 GAPS = "break-paths-show-path-domains"
 _SIGNED = "datum.value == 0 ? '0' : replace(datum.label, '-', '\u2212')"
 
@@ -40,6 +41,7 @@ class CurveShape:
         zero: values are changes, with a line at zero.
         null: what the legend calls the band.
         colours: of the series; empty takes those of their sets.
+        series_title: what the tooltip calls a series; empty says whether it is blocked.
     """
 
     layers: tuple[int, ...]
@@ -57,6 +59,7 @@ class CurveShape:
     percent: bool = False
     null: str = "random control (range, mean dashed)"
     colours: tuple[str, ...] = ()
+    series_title: str = ""
 
 
 @remakeable
@@ -127,7 +130,7 @@ def knockout_curve(
             "value": rows["value"],
             "p_base": rows["p_base"],
             "p_knockout": rows["p_knockout"],
-            "null": _reached(rows, limits),
+            "null": reached(rows, limits),
             "shown": [text.change(v, measure) for v in rows["value"]],
             "name": [shape.named[shape.series.index(s)] for s in rows["source"]],
         }
@@ -135,7 +138,7 @@ def knockout_curve(
     return Figure(
         title=f"Which tokens must be read for {word}, and when",
         spec=curve_spec(shape),
-        data=_with_extras(lines, limits, cursor_layer, measure),
+        data=with_extras(lines, limits, cursor_layer, measure),
         sentence=sentences.knockout_curve(rows, len(rows), answer=word, measure=measure, band=limits, null=null),
         alt_table=_knockout_table(rows, names, limits, measure),
         caption=caption,
@@ -177,9 +180,14 @@ def _step(value: float) -> float:
     return next((float(step) for step in _LADDER if value <= step), math.ceil(value / 128) * 128.0)
 
 
-def _with_extras(
-    lines: pd.DataFrame, band: pd.DataFrame | None, cursor_layer: int | None, measure: str
+def with_extras(
+    lines: pd.DataFrame,
+    band: pd.DataFrame | None,
+    cursor_layer: int | None,
+    measure: str,
+    say: Callable[[float, str], str] = text.change,
 ) -> pd.DataFrame:
+    """The rows of a figure: its lines, a null's band, the cursor; ``say`` puts a value of the measure in words."""
     parts: list[Any] = [lines]
     if band is not None and len(band):
         span = pd.RangeIndex(max(lines["layer"], default=-1) + 1, name="layer")
@@ -190,7 +198,7 @@ def _with_extras(
             .rename(columns={"mean": "value"})
         )
         shown = [
-            f"{text.change(m, measure)} ({text.change(a, measure)} to {text.change(b, measure)})"
+            f"{say(m, measure)} ({say(a, measure)} to {say(b, measure)})"
             for a, b, m in zip(extra["low"], extra["high"], extra["value"], strict=True)
         ]
         parts.append(extra.assign(kind="control", series=CONTROL, name=CONTROL, shown=shown))
@@ -210,7 +218,7 @@ def _with_extras(
     return whole
 
 
-def _reached(rows: Any, band: pd.DataFrame | None) -> list[bool]:
+def reached(rows: Any, band: pd.DataFrame | None) -> list[bool]:
     """Whether the null reaches each row's value at its layer, 0 included."""
     if band is None:
         return [False] * len(rows)
@@ -334,7 +342,7 @@ def _lines(
     return Figure(
         title=heading[quantity],
         spec=curve_spec(shape),
-        data=_with_extras(lines, None, cursor_layer, quantity),
+        data=with_extras(lines, None, cursor_layer, quantity),
         sentence=sentences.layer_curves(rows, quantity=quantity, answer=answer),
         alt_table=table,
         caption=caption,
@@ -361,6 +369,7 @@ def trace_roles(
     caption: str = "",
     cursor_layer: int | None = None,
     doubts: Sequence[str] = (),
+    null: pd.DataFrame | None = None,
 ) -> Figure:
     """Means of a causal trace over the tokens of each role, between the corrupted and the clean run's level.
 
@@ -368,6 +377,8 @@ def trace_roles(
         table: role, layer, value, low, high; the last two are the band over seeds.
         clean, corrupted: of the measure, drawn as dashed lines.
         doubts: why no layer may be named; said in its place.
+        null: columns layer, low, high, mean: by how much the same moves the measure on random weights. It is drawn as a
+            band from the corrupted level; points inside it are grey and not named.
 
     Raises:
         SpecError: the measure or the theme is unknown.
@@ -378,14 +389,20 @@ def trace_roles(
     title = _ROLE_TITLES[measure].format(answer=word, foil=text.short(foil))
     series = tuple(dict.fromkeys(table["role"]))
     layers = tuple(sorted({int(layer) for layer in table["layer"]})) or (0,)
+    band = None if null is None or math.isnan(corrupted) else null.assign(**{n: null[n] + corrupted for n in _BAND})
+    grey = pd.Series(reached(table.assign(value=table["value"] - corrupted), null), index=table.index)
     values = [v for v in (*table["low"], *table["high"], clean, corrupted) if math.isfinite(v)] or [0.0]
     edges = (0.0, 1.0) if measure == "probability" else (math.floor(min(values)) - 0.5, math.ceil(max(values)) + 0.5)
     shape = CurveShape(
         layers=layers, series=series, named=series, theme=theme, low=edges[0], high=edges[1], x_title="layer",
-        y_title=title, value_title=title,
+        y_title=title, value_title=title, banded=band is not None, null="same on random weights (range, mean)",
     )  # fmt: skip
     rows: Any = table.assign(
-        kind="line", series=table["role"], name=table["role"], shown=[text.level(v, measure) for v in table["value"]]
+        kind="line",
+        null=grey,
+        series=table["role"],
+        name=table["role"],
+        shown=[text.level(v, measure) for v in table["value"]],
     )
     levels = pd.DataFrame(
         [
@@ -395,12 +412,10 @@ def trace_roles(
         ],
         columns=["kind", "layer", "series", "value", "name"],
     )
-    whole = _with_extras(rows.drop(columns=["role", "n"], errors="ignore"), None, cursor_layer, measure)
+    whole = with_extras(rows.drop(columns=["role", "n"], errors="ignore"), band, cursor_layer, measure, text.level)
     spec = curve_spec(shape)
-    for layer in spec["layer"][-2:]:
-        layer["encoding"]["color"]["legend"]["symbolOpacity"] = 1
-    colour = spec["layer"][-1]["encoding"]["color"]
-    spec["layer"] = [*_levels(shape, theme_named(theme)), _spread(shape, theme_named(theme), colour), *spec["layer"]]
+    look = theme_named(theme)
+    spec["layer"] = [*level_rules(shape, look), spread(shape, look, spec), *spec["layer"]]
     wide = table.pivot(index="layer", columns="role", values="value").reindex(columns=list(series)).reset_index()
     wide.columns.name = None
     name = _ROLE_TITLES[measure].format(answer=word, foil=text.short(foil)).removesuffix(", nats")
@@ -409,15 +424,15 @@ def trace_roles(
         spec=spec,
         data=pd.concat([whole, levels], ignore_index=True),
         sentence=sentences.trace_roles(
-            table, clean=clean, corrupted=corrupted, name=name, measure=measure, doubts=doubts
+            table.assign(null=grey), clean=clean, corrupted=corrupted, name=name, measure=measure, doubts=doubts
         ),
         alt_table=wide.round(4),
         caption=caption,
     )
 
 
-def _levels(shape: CurveShape, look: Theme) -> list[dict[str, Any]]:
-    """The two runs between which everything lies, as dashed lines with their names."""
+def level_rules(shape: CurveShape, look: Theme) -> list[dict[str, Any]]:
+    """Values that everything is compared with, as dashed lines with their names: rows of the kind "level"."""
     only = [{"filter": "datum.kind === 'level'"}]
     words = {"field": "name", "type": "nominal"}
     label = {"align": "left", "baseline": "middle", "dx": 4, "fontSize": 11, "color": look.faint}
@@ -435,8 +450,11 @@ def _levels(shape: CurveShape, look: Theme) -> list[dict[str, Any]]:
     ]
 
 
-def _spread(shape: CurveShape, look: Theme, colour: dict[str, Any]) -> dict[str, Any]:
-    """The band of each series, in the colour that its line has."""
+def spread(shape: CurveShape, look: Theme, spec: dict[str, Any]) -> dict[str, Any]:
+    """The band of each series of a spec, in the colour that its line has."""
+    for layer in spec["layer"][-2:]:
+        layer["encoding"]["color"]["legend"]["symbolOpacity"] = 1  # the band would make the symbols pale
+    colour = {k: v for k, v in spec["layer"][-1]["encoding"]["color"].items() if k != "condition"}
     return {
         "transform": [{"filter": "datum.kind === 'line' && datum.high > datum.low"}],
         "mark": _quiet("area", opacity=0.18, clip=True),
@@ -583,7 +601,7 @@ def _line(shape: CurveShape, look: Theme, *, points: bool) -> dict[str, Any]:
         "legend": legend,
     }
     encoding["tooltip"] = [
-        {"field": "name", "type": "nominal", "title": "blocked" if shape.zero else "series"},
+        {"field": "name", "type": "nominal", "title": shape.series_title or ("blocked" if shape.zero else "series")},
         {"field": "layer", "type": "quantitative", "title": "layer"},
         {"field": "shown", "type": "nominal", "title": shape.value_title},
     ]

@@ -216,7 +216,7 @@ def difference_curves(
     return Figure(
         title=f"{TITLE}: {what}",
         spec=curves.curve_spec(shape),
-        data=curves._with_extras(lines, band, cursor_layer, "percent" if quantity == "percent" else "log_odds"),
+        data=curves.with_extras(lines, band, cursor_layer, "percent" if quantity == "percent" else "log_odds"),
         sentence=_curves_sentence(lines, band, null),
         alt_table=table,
         caption=caption,

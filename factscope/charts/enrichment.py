@@ -22,6 +22,7 @@ _EMBEDDING, _CLOSE = -1, 16
 _LIMITS = (2, 5, 10, 20, 50, 100)
 _SINGLE = "mean-embedding"
 """The series that is one point."""
+RANDOM = "random weights"
 CEILING, BASE = "ceiling", "nothing cancelled"
 _SUBLAYERS = {"mlp": "MLP cancelled", "attention": "MHSA cancelled"}
 
@@ -37,6 +38,7 @@ def attributes_rates(
     n_attributes: int,
     subject: str,
     band_of: str = "subject-last",
+    random_rates: ArrayLike | None = None,
     theme: ThemeName = "light",
     caption: str = "",
     cursor_layer: int | None = None,
@@ -47,12 +49,19 @@ def attributes_rates(
         rates: [position, layer], percent; NaN where there is none. Layer -1 is the mean input embedding.
         other_rates: [draw, position, layer]: the same for other subjects' attributes, the null.
         ceiling: the highest rate possible.
-        band_of: the position whose null is drawn as a band.
+        band_of: the position whose nulls are drawn: a band for other subjects, a line for random weights.
+        random_rates: [position, layer]: the same on random weights.
     """
     rate, others = np.array(rates, dtype=float), np.array(other_rates, dtype=float)
-    highest = others.max(axis=0) if len(others) else np.full(rate.shape, np.nan)
+    chance = np.full(rate.shape, -np.inf) if random_rates is None else np.array(random_rates, dtype=float)
+    highest = np.fmax(others.max(axis=0), chance) if len(others) else np.full(rate.shape, np.nan)
     beats = rate > highest
     lines = _lines(positions, layers, rate, beats)
+    drawn = list(positions)
+    if random_rates is not None and band_of in positions:
+        drawn.append(f"{band_of}, {RANDOM}")
+        alone = chance[[drawn.index(band_of)]]
+        lines = pd.concat([lines, _lines(drawn[-1:], layers, alone, np.ones(alone.shape, dtype=bool))])
     band = None
     if len(others) and band_of in positions:
         i = list(positions).index(band_of)
@@ -62,17 +71,17 @@ def attributes_rates(
         )  # fmt: skip
     shape = CurveShape(
         layers=tuple(int(layer) for layer in layers),
-        series=tuple(positions),
-        named=tuple(text.visible(name) for name in positions),
+        series=tuple(drawn),
+        named=tuple(text.visible(name) for name in drawn),
         theme=theme,
         low=0.0,
-        high=_limit(max(ceiling, np.nanmax(rate, initial=0.0), np.nanmax(others, initial=0.0))),
+        high=_limit(max(ceiling, *(np.nanmax(v, initial=0.0) for v in (rate, others, chance)))),
         x_title="layer (its output; emb: mean input embedding)" if -1 in layers else "layer (its output)",
         y_title="attributes rate, %",
         value_title="attributes rate",
         banded=band is not None,
         null=f"others at {band_of} (range, mean)",
-        colours=series_colours(positions, theme_named(theme)),
+        colours=series_colours(drawn, theme_named(theme)),
     )
     levels = {CEILING: ceiling}
     table = pd.DataFrame({"layer": ["emb" if layer < 0 else str(layer) for layer in layers]})
@@ -80,11 +89,15 @@ def attributes_rates(
         table[name] = np.round(rate[i], 2)
         if len(others):
             table[f"others at {name}"] = np.round(others[:, i].mean(axis=0), 2)
+        if random_rates is not None:
+            table[f"{RANDOM} at {name}"] = np.round(chance[i], 2)
     return Figure(
         title=f"How many attributes of {text.short(subject)} the states speak for",
         spec=_spec(shape, levels),
         data=_data(lines, band, levels, cursor_layer, shape.layers[-1]),
-        sentence=_rates_sentence(positions, layers, rate, highest, beats, ceiling, n_attributes),
+        sentence=_rates_sentence(
+            positions, layers, rate, highest, beats, ceiling, n_attributes, random=random_rates is not None
+        ),
         alt_table=table,
         caption=caption,
     )
@@ -101,6 +114,7 @@ def sublayer_knockout(
     read_layer: int,
     window: int,
     first: bool = False,
+    beyond: Mapping[int, float] | None = None,
     theme: ThemeName = "light",
     caption: str = "",
     cursor_layer: int | None = None,
@@ -111,6 +125,8 @@ def sublayer_knockout(
         rates: by sublayer, "mlp" or "attention": one for each layer, percent; NaN where not computed yet.
         base_rate: when nothing is cancelled. base_other_rates: the same for other subjects' attributes.
         first: layers are the first of their windows, not the centres.
+        beyond: the rate at every layer where it is higher than its nulls, where that was measured: what else could be
+            read is said where there is nothing to lose.
     """
     names = [_SUBLAYERS[site] for site in rates]
     grid = np.array([np.asarray(values, dtype=float) for values in rates.values()])
@@ -141,7 +157,7 @@ def sublayer_knockout(
         spec=_spec(shape, levels),
         data=_data(lines, band, levels, cursor_layer, shape.layers[-1]),
         sentence=_knockout_sentence(
-            layers, dict(zip(names, grid, strict=True)), base_rate, base_other_rates, read_layer
+            layers, dict(zip(names, grid, strict=True)), base_rate, base_other_rates, read_layer, beyond
         ),
         alt_table=table,
         caption=caption,
@@ -217,7 +233,8 @@ def _spec(shape: CurveShape, levels: Mapping[str, float]) -> dict[str, Any]:
 
 def series_colours(names: Sequence[str], look: Theme) -> tuple[str, ...]:
     """A hue for each series; the subject's last token and the read-out have those of their sets elsewhere."""
-    fixed = {"subject-last": look.series["subject"], "last": look.series["last"]}
+    grey = {name: look.control for name in names if name.endswith(RANDOM)}
+    fixed = {**grey, "subject-last": look.series["subject"], "last": look.series["last"]}
     free = iter((look.series["relation"], *look.others))
     return tuple(fixed.get(name) or next(free, look.ink) for name in names)
 
@@ -256,7 +273,10 @@ def _rates_sentence(
     beats: NDArray[np.bool_],
     ceiling: float,
     n_attributes: int,
+    *,
+    random: bool,
 ) -> str:
+    nulls = "other subjects and random weights" if random else "other subjects"
     said, within = [], []
     for i, name in enumerate(positions):
         if np.isnan(rate[i]).all():
@@ -266,10 +286,11 @@ def _rates_sentence(
             continue
         j = int(np.argmax(np.where(beats[i], rate[i], -1.0)))
         where = text.layer_name(int(layers[j]))
-        said.append(f"{name} reaches {rate[i, j]:.3g}% at {where} (other subjects at most {highest[i, j]:.3g}%)")
+        said.append(f"{name} reaches {rate[i, j]:.3g}% at {where} ({nulls} at most {highest[i, j]:.3g}%)")
     if within:
         stays = "stays" if len(within) == 1 else "stay"
-        said.append(f"{', '.join(within)} {stays} within what other subjects' attributes give")
+        gives = "other subjects' attributes" + (" or random weights" if random else "")
+        said.append(f"{', '.join(within)} {stays} within what {gives} give")
     known = "1 attribute is" if n_attributes == 1 else f"{n_attributes} attributes are"
     body = "; ".join(said) if said else "nothing computed yet"
     return f"{body[:1].upper()}{body[1:]}. {known} known, so that no rate can exceed {ceiling:.3g}%."
@@ -281,6 +302,7 @@ def _knockout_sentence(
     base: float,
     others: Sequence[float],
     read_layer: int,
+    beyond: Mapping[int, float] | None,
 ) -> str:
     if not others:
         return f"Nothing to compare with: no other subject is known. The rate at layer {read_layer} is {base:.3g}%."
@@ -288,6 +310,7 @@ def _knockout_sentence(
         return (
             f"At layer {read_layer} the rate of subject-last, {base:.3g}%, is no higher than that for other subjects' "
             f"attributes (up to {max(others):.3g}%): there is nothing that a knockout could take away."
+            + _elsewhere(read_layer, beyond)
         )
     said = []
     for name, values in curves.items():
@@ -299,3 +322,14 @@ def _knockout_sentence(
         else:
             said.append(f"{name}: lowers the rate nowhere")
     return f"{'; '.join(said)}." if said else "Nothing computed yet."
+
+
+def _elsewhere(read_layer: int, beyond: Mapping[int, float] | None) -> str:
+    """Which other layer could be read instead."""
+    if beyond is None:
+        return ""
+    known = {layer: rate for layer, rate in beyond.items() if layer != read_layer}
+    if not known:
+        return " Nor is there at any other layer."
+    best = max(known, key=lambda layer: known[layer])
+    return f" Read at layer {best}, where the rate is {known[best]:.3g}%, there would be something to lose."

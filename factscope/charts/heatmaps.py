@@ -31,7 +31,6 @@ Cursor = tuple[int, int] | Mapping[str, int] | None
 """(layer, position), or a mapping with these keys as Streamlit's selection gives it."""
 LensValue = Literal["top1", "answer", "rank", "entropy"]
 TraceSite = Literal["hidden", "mlp", "attention"]
-TraceMeasure = Literal["probability", "log_odds", "logit_difference"]
 
 EMBEDDING_GAP = 0.35
 TEXT_LAYERS = 24
@@ -230,7 +229,7 @@ _PATCHED_TITLES: dict[TraceSite, str] = {
     "mlp": "Which MLP updates of the other question bring {answer}",
     "attention": "Which attention updates of the other question bring {answer}",
 }
-_TRACE_RANGE: dict[TraceMeasure, float] = {"probability": 0.01, "log_odds": 0.5, "logit_difference": 0.5}
+_TRACE_RANGE: dict[text.TraceMeasure, float] = {"probability": 0.01, "log_odds": 0.5, "logit_difference": 0.5}
 """The least that a scale spans: a corruption that changes nothing has no dark cells."""
 
 
@@ -244,7 +243,7 @@ def trace_map(
     corrupted: float,
     clean: float,
     answer: str,
-    measure: TraceMeasure = "probability",
+    measure: text.TraceMeasure = "probability",
     window: int = 1,
     foil: str = "",
     theme: ThemeName = "light",
@@ -252,6 +251,7 @@ def trace_map(
     cursor: Cursor = None,
     doubts: Sequence[str] = (),
     counterfactual: bool = False,
+    null: pd.DataFrame | None = None,
 ) -> Figure:
     """What the answer comes to when one place of the corrupted run is restored to the clean one.
 
@@ -262,6 +262,8 @@ def trace_map(
         foil: the other answer of a logit difference.
         doubts: why no strongest cell may be named; said in its place.
         counterfactual: states come from another question's run; ``clean`` is then the value in that run.
+        null: columns layer, low, high: by how much the same experiment moves the measure where nothing is to be found.
+            Cells that move it no more are grey and not named.
 
     Raises:
         SpecError: the site, the measure or the theme is unknown, or the shapes do not fit.
@@ -294,7 +296,8 @@ def trace_map(
             f"{names[measure]}{unit} with this place {'patched' if counterfactual else 'restored'}",
             f"{look.strong}: as where it comes from; {look.weak}: as without it"
             if counterfactual
-            else f"{look.strong}: as clean (restored); {look.weak}: as corrupted",
+            else f"{look.strong}: as clean (restored); {look.weak}: as corrupted"
+            + ("" if null is None else "; grey: no more than the null"),
         ),
         ticks=ends,
         tick_labels=(f"\u2264 {said[0]}", said[1], f"\u2265 {said[2]}"),
@@ -306,13 +309,16 @@ def trace_map(
         else f"layer (centre of the {window} {'patched' if counterfactual else 'restored'})",
     )
     shown = np.vectorize(lambda v: text.level(v, measure), otypes=[object])(grid)
+    reached = within(grid - low, shape.layers, null)
+    data = _data(tokens, shape, grid, shown, None, cursor)
+    data["null"] = reached.ravel()
     return Figure(
         title=(_PATCHED_TITLES if counterfactual else _TRACE_TITLES)[site].format(answer=word),
         spec=grid_spec(shape),
-        data=_data(tokens, shape, grid, shown, None, cursor),
+        data=data,
         sentence=sentences.trace_map(
             tokens, shape.layers, grid, site=site, corrupted=corrupted, clean=clean, name=names[measure],
-            measure=measure, doubts=doubts, counterfactual=counterfactual,
+            measure=measure, doubts=doubts, counterfactual=counterfactual, reached=None if null is None else reached,
         ),
         alt_table=_wide(tokens, shape.layers, np.round(grid, 4)),
         caption=caption,

@@ -244,7 +244,7 @@ def before_after(p_base: float, p_knockout: float, log_odds: tuple[float, float]
 
 _RESTORED = {"hidden": "the state", "mlp": "MLP updates", "attention": "attention updates"}
 _AT = {"hidden": "at", "mlp": "around", "attention": "around"}
-_LITTLE = {"probability": 0.01, "log_odds": 0.05, "logit_difference": 0.05}
+LITTLE = {"probability": 0.01, "log_odds": 0.05, "logit_difference": 0.05}
 """Smaller effects are not spoken of."""
 
 
@@ -260,10 +260,14 @@ def trace_map(
     measure: str,
     doubts: Sequence[str],
     counterfactual: bool = False,
+    reached: NDArray[np.bool_] | None = None,
 ) -> str:
     """The place that gives back most, unless it is so by construction or may not be named.
 
     The read-out's own last states are all that is read out, so of states those before the read-out alone are named.
+
+    Args:
+        reached: which cells the null reaches; they are not named.
     """
     done = int((~np.isnan(grid)).sum())
     if not done:
@@ -278,23 +282,28 @@ def trace_map(
     rows = [i for i, token in enumerate(tokens) if site != "hidden" or token.role != "last"]
     known = np.full(grid.shape, -np.inf)
     known[rows] = np.where(np.isnan(grid[rows]), -np.inf, grid[rows])
+    grey = "" if reached is None else " Grey cells move it no more than the same on random weights does."
+    if reached is not None:
+        known[reached] = -np.inf
     t, j = np.unravel_index(np.argmax(known), grid.shape)
     best = float(known[t, j])
     where = " before the read-out" if site == "hidden" else ""
-    if not best - corrupted > _LITTLE[measure]:
-        return _sentence(f"{_so_far(done, grid.size)}{ends}; no place{where} {does} anything")
+    if not best - corrupted > LITTLE[measure]:
+        more = "anything" if reached is None else "more than random weights"
+        return _sentence(f"{_so_far(done, grid.size)}{ends}; no place{where} {does} {more}") + grey
     token = tokens[int(t)]
-    return _sentence(
+    found = _sentence(
         f"{_so_far(done, grid.size)}{ends}; {verb} {_RESTORED[site]} of {token.display} (position {token.position}) "
         f"{_AT[site]} layer {layers[int(j)]} {does} most{where}: {level(best, measure)}"
     )
+    return found + grey
 
 
 def trace_roles(table: Any, *, clean: float, corrupted: float, name: str, measure: str, doubts: Sequence[str]) -> str:
     """Where each role of token gives back most.
 
     Args:
-        table: role, layer, value; a missing value is not computed yet.
+        table: role, layer, value, and ``null``, whether the null reaches it; a missing value is not computed yet.
     """
     known = table.dropna(subset=["value"])
     if known.empty:
@@ -305,7 +314,10 @@ def trace_roles(table: Any, *, clean: float, corrupted: float, name: str, measur
         return f"{_sentence(start + ends)} No layer is named: {_sentence(doubts[0])}"
     parts = []
     for role, rows in known.groupby("role", sort=False):
-        best = rows.loc[rows["value"].idxmax()]
-        if best["value"] - corrupted > _LITTLE[measure]:
+        beyond = rows[~rows["null"]]
+        if beyond.empty:
+            continue
+        best = beyond.loc[beyond["value"].idxmax()]
+        if best["value"] - corrupted > LITTLE[measure]:
             parts.append(f"{role} up to {level(float(best['value']), measure)} at layer {int(best['layer'])}")
     return _sentence(f"{start}{ends}; mean restored by role: {', '.join(parts) or 'nothing anywhere'}")

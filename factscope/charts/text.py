@@ -91,6 +91,7 @@ def level(value: float, measure: str) -> str:
 
 
 Measure = Literal["percent", "log_odds", "logit_difference"]
+TraceMeasure = Literal["probability", "log_odds", "logit_difference"]
 COLUMNS: dict[str, str] = {
     "percent": "relative_change_percent",
     "log_odds": "log_odds_change",

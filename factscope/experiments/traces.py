@@ -201,6 +201,22 @@ class TraceResult:
             return np.full(len(self.layers), np.nan)
         return self.indirect_effect[self.positions.index(at)]
 
+    def gain_at_subject_last(self, measure: Measure = "probability") -> np.ndarray:
+        """By how much restoring the subject's last token moves a measure, [seed, layer]; figure 3 of Meng et al.
+
+        NaN where it is not computed, or not in the grid.
+        """
+        at = None if self.query.subject is None else self.query.subject[1] - 1
+        if at not in self.positions:
+            return np.full((len(self.seeds), len(self.layers)), np.nan)
+        _, _, restored = self.measured(measure)
+        corrupted = {
+            "probability": self.p_corrupted_by_seed,
+            "log_odds": self.log_odds_corrupted_by_seed,
+            "logit_difference": self.logit_difference_corrupted_by_seed,
+        }[measure]
+        return restored[:, self.positions.index(at)] - corrupted[:, None]
+
     # ------------------------------------------------------------------ peaks
 
     @property
