@@ -83,7 +83,7 @@ def _draw(step: Step, found: Finding | None) -> None:
         tone = "good" if found.beats else "plain"
         said = [found.effect, found.null and f"null: {found.null}", found.band and f"band: {found.band}"]
         lines = [f"{step.name} {found.answer or _ANSWERS[found.beats]}", *filter(None, said)]
-    parts.note(tone, lines, strong=True, key=f"evidence-{step.name}")
+    parts.note(tone, lines, strong=True, small=True, key=f"evidence-{step.name}")
     if step.page:
         st.page_link(step.page, label=f"See {step.title}", icon=":material/arrow_forward:")
 
@@ -198,10 +198,7 @@ def enriched(result: Any) -> Finding:
     rate, beyond = result.rate[i][columns], result.beats_null[i][columns]
     best = int(np.nanargmax(np.where(beyond, rate, -1.0) if beyond.any() else rate))
     j = columns[best]
-    effect = (
-        f"{rate[best]:.3g}% of what it speaks for at layer {result.layers[j]} are its attributes"
-        f" (at most {result.ceiling:.3g}%)"
-    )
+    effect = f"attributes rate {rate[best]:.3g}% at layer {result.layers[j]} (at most {result.ceiling:.3g}%)"
     if not len(result.other_rates):
         return Finding(beats=None, effect=effect, null="no other subjects at hand")
     others = result.other_rates[:, i, j]

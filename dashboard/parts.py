@@ -139,6 +139,8 @@ _NOTE_CSS = (
 .note p:first-child.strong { font-weight: 600; }
 .note.good { border-color: var(--good); } .note.warn { border-color: var(--warn); }
 .note.bad { border-color: var(--bad); }
+.note.small { padding: 3px 8px; font-size: 13px; }
+.note.small p { margin: 0; line-height: 1.25; }
 .note.quiet { background: none; border: 0; padding: 0; color: var(--faint); font-size: 13px; }
 """
 )
@@ -150,7 +152,7 @@ export default function({ data, parentElement }) {
   const root = parentElement.querySelector('.root');
   root.classList.toggle('dark', dark(root));
   const note = root.querySelector('.note');
-  note.className = 'note ' + data.tone;
+  note.className = 'note ' + data.tone + (data.small ? ' small' : '');
   note.setAttribute('role', data.tone === 'bad' ? 'alert' : 'note');
   note.replaceChildren(...data.lines.map((line, index) => {
     const made = document.createElement('p');
@@ -170,17 +172,25 @@ _note = st.components.v2.component(
 )
 
 
-def note(tone: Tone | Literal["quiet"], lines: Sequence[str], *, strong: bool = False, key: str | None = None) -> None:
+def note(
+    tone: Tone | Literal["quiet"],
+    lines: Sequence[str],
+    *,
+    strong: bool = False,
+    small: bool = False,
+    key: str | None = None,
+) -> None:
     """Lines of plain text with a coloured bar, in one element: the browser never takes them for markup.
 
     Args:
         tone: what the bar's colour says; "quiet" is small text without a bar.
         strong: whether the first line is a heading.
+        small: smaller letters and less room, where several stand side by side.
     """
     if key is None:
         count = st.session_state[_COUNT] = st.session_state.get(_COUNT, 0) + 1
         key = f"note-{count}"
-    _note(data={"tone": tone, "lines": [str(line) for line in lines], "strong": strong}, key=key)
+    _note(data={"tone": tone, "lines": [str(line) for line in lines], "strong": strong, "small": small}, key=key)
 
 
 def begin(first: int) -> None:

@@ -83,7 +83,7 @@ def rates(own: list[float], others: list[list[float]]) -> Any:
 def test_the_highest_rate_that_no_other_subject_reaches_is_told() -> None:
     found = evidence.enriched(rates([8.0, 2.0, 6.0, 4.0], [[0.0, 1.0, 7.0, 3.0], [0.0, 0.0, 0.0, 1.0]]))
     assert found.beats is True
-    assert found.effect == "4% of what it speaks for at layer 2 are its attributes (at most 12%)"
+    assert found.effect == "attributes rate 4% at layer 2 (at most 12%)"
     assert found.null == "up to 3% there for 2 other subjects"
 
 
