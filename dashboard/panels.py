@@ -215,16 +215,22 @@ def _renderer(marks: int) -> str:
 
 
 def _point(key: str) -> None:
-    """The callback of a click: the cell's layer, and its position where the figure has positions."""
-    chosen = st.session_state.get(key)
+    """The callback of a click: the cell's layer, and its position where the figure has positions.
+
+    A second click on a cell takes the selection away (``AGAIN``), so that the browser reports it: the cell is that of
+    the click before.
+    """
+    chosen, last = st.session_state.get(key), f"{key} pointed"
     points = [p for p in getattr(chosen, "selection", {}).get("cell", []) if isinstance(p, dict)]
-    if not points or not isinstance(points[-1].get("layer"), int | float):
+    point = points[-1] if points else st.session_state.get(last)
+    if point is None or not isinstance(point.get("layer"), int | float):
         return
-    layer = int(points[-1]["layer"])
-    if isinstance(points[-1].get("head"), int | float):
-        st.session_state[POINTED_HEAD] = layer, int(points[-1]["head"])
+    st.session_state[last] = point
+    layer = int(point["layer"])
+    if isinstance(point.get("head"), int | float):
+        st.session_state[POINTED_HEAD] = layer, int(point["head"])
         return
-    position = points[-1].get("position")
+    position = point.get("position")
     cursor = state.view().cursor
     if isinstance(position, int | float):
         state.point_at(int(position), layer)
@@ -412,4 +418,6 @@ def _steer(lens: Any, shown: Any) -> None:
 
 
 def _steered() -> None:
-    state.point_at(int(st.session_state["cursor-position"]), int(st.session_state["cursor-layer"]))
+    """The cursor by keyboard: one of the two numbers changed."""
+    if not (state.is_old("cursor-position") or state.is_old("cursor-layer")):
+        state.point_at(int(st.session_state["cursor-position"]), int(st.session_state["cursor-layer"]))

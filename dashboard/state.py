@@ -90,13 +90,23 @@ def seed(key: str, value: Any) -> str:
     The new value is sent for a moment, not once: where two runs of the script follow each other at once, the browser
     draws only the second, and would miss a value that only the first sent.
     """
-    sent = f"{key} sent"
+    sent, before = f"{key} sent", f"{key} before"
     if key in st.session_state:
         if st.session_state[key] != value:
-            st.session_state[sent] = time.monotonic()
+            st.session_state[sent], st.session_state[before] = time.monotonic(), st.session_state[key]
         if time.monotonic() - st.session_state.get(sent, -_RESEND_SECONDS) < _RESEND_SECONDS:
             st.session_state[key] = value
     return key
+
+
+def is_old(key: str) -> bool:
+    """Whether a widget reports what it showed before ``seed`` gave it another value a moment ago.
+
+    A browser sends the values of all widgets with whatever happens on the page, a click or the tick of a run. On a busy
+    machine it may not have drawn the new value yet: its old one is no choice of the user's, and must not be acted on.
+    """
+    recent = time.monotonic() - st.session_state.get(f"{key} sent", -_RESEND_SECONDS) < _RESEND_SECONDS
+    return recent and st.session_state.get(key) == st.session_state.get(f"{key} before")
 
 
 def on_change(
@@ -105,7 +115,8 @@ def on_change(
     """A callback that writes a widget's value into one parameter of a page."""
 
     def write() -> None:
-        choose(page, **{name: convert(st.session_state[key])})
+        if not is_old(key):
+            choose(page, **{name: convert(st.session_state[key])})
 
     return write
 

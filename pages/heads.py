@@ -179,8 +179,10 @@ def _steer(result: Any, layer: int, head: int) -> None:
 
 
 def _steered(last: int) -> None:
-    layer, head = (int(st.session_state[f"heads-cursor-{name}"]) for name in ("layer", "head"))
-    state.point_at_head(layer, head, position=last)
+    keys = [f"heads-cursor-{name}" for name in ("layer", "head")]
+    if not any(state.is_old(key) for key in keys):
+        layer, head = (int(st.session_state[key]) for key in keys)
+        state.point_at_head(layer, head, position=last)
 
 
 def _facts(result: Any, layer: int, head: int) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ import torch
 from streamlit.testing.v1 import AppTest
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from dashboard import runs
+from dashboard import panels, runs, state
+from dashboard.link import Cursor
 from tests.tiny_models import redraw, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -296,3 +299,39 @@ def test_a_second_question_is_typed(open_page: Callable[..., AppTest]) -> None:
     assert "where the states come from" in said(at)
     settle(at.text_input(key="cf-subject").set_value("Korea").run())
     assert "Korea" in said(at) and "not in the prompt" in said(at)
+
+
+def test_what_a_widget_showed_before_a_click_does_not_undo_the_click(
+    open_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A browser that lags sends the old numbers with its next message: they are no choice of the user's."""
+    monkeypatch.setattr(state, "_RESEND_SECONDS", 60.0)
+    at = open_page("lens", cell="3.2")
+    view = at.session_state["factscope-view"]
+    at.session_state["factscope-view"] = replace(view, cursor=Cursor(position=5, layer=1))  # as a click does
+    settle(at.run())
+    assert (at.number_input(key="cursor-position").value, at.number_input(key="cursor-layer").value) == (5, 1)
+    at.number_input(key="cursor-position").set_value(3)
+    settle(at.number_input(key="cursor-layer").set_value(2).run())
+    assert at.session_state["factscope-view"].cursor == Cursor(position=5, layer=1)
+    assert (at.number_input(key="cursor-position").value, at.number_input(key="cursor-layer").value) == (5, 1)
+    settle(at.number_input(key="cursor-layer").set_value(3).run())
+    assert at.session_state["factscope-view"].cursor == Cursor(position=5, layer=3), "another number is a choice"
+    monkeypatch.setattr(state, "_RESEND_SECONDS", 0.0)
+    settle(at.number_input(key="cursor-layer").set_value(2).run())
+    assert at.session_state["factscope-view"].cursor == Cursor(position=5, layer=2), "later the old number is, too"
+
+
+def test_a_second_click_on_a_cell_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The browser reports it as a selection that is gone."""
+    moved: list[tuple[int, int]] = []
+    kept: dict[str, Any] = {}
+    monkeypatch.setattr(panels.st, "session_state", kept)
+    monkeypatch.setattr(panels.state, "point_at", lambda position, layer: moved.append((position, layer)))
+    for chosen in ([{"layer": 2, "position": 3}], [], [{"layer": 1, "position": 4}], []):
+        kept["chart-x"] = SimpleNamespace(selection={"cell": chosen})
+        panels._point("chart-x")
+    assert moved == [(3, 2), (3, 2), (4, 1), (4, 1)]
+    kept["chart-y"] = SimpleNamespace(selection={"cell": []})
+    panels._point("chart-y")
+    assert len(moved) == 4, "nothing was ever clicked there"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from factscope.charts import sentences, text
-from factscope.charts.figure import Figure, base_spec, remakeable
+from factscope.charts.figure import AGAIN, Figure, base_spec, remakeable
 from factscope.charts.heatmaps import RANK_LIMIT
 from factscope.charts.text import TokenRow
 from factscope.charts.theme import Theme, ThemeName, config, series_colours, series_shapes, theme_named
@@ -608,5 +608,5 @@ def _line(shape: CurveShape, look: Theme, *, points: bool) -> dict[str, Any]:
     encoding["description"] = {"field": "about", "type": "nominal"}
     encoding["color"] = {**encoding["color"], "condition": {"test": "datum.null", "value": look.control}}
     mark = {"type": "point", "filled": True, "size": 55, "opacity": 1, "clip": False, "invalid": "filter"}
-    select = {"name": "cell", "select": {"type": "point", "fields": ["layer"], "clear": False, "toggle": False}}
+    select = {"name": "cell", "select": {"type": "point", "fields": ["layer"], "clear": False, "toggle": AGAIN}}
     return {**only, "params": [select], "mark": {**mark, "cursor": "pointer"}, "encoding": encoding}

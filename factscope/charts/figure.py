@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 DATA_NAME = "source"
 """The only name under which Streamlit's ``vega_lite_chart(df, spec)`` hands over a table."""
+AGAIN = "datum && vlSelectionTest('cell_store', datum)"
+"""When a click takes the selection "cell" away instead of making it: on the cell that has it already.
+
+A browser tells Streamlit only of a selection that differs from the last one. Without this, a second click on a cell,
+after the cursor went elsewhere by another figure or by its numbers, would be lost.
+"""
 P = ParamSpec("P")
 
 

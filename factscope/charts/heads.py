@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from factscope.charts import text
 from factscope.charts.curves import layer_curves
-from factscope.charts.figure import Figure, base_spec, remakeable
+from factscope.charts.figure import AGAIN, Figure, base_spec, remakeable
 from factscope.charts.heatmaps import GridShape, _across, _colour, _cursor, _empty_marks, _rows
 from factscope.charts.sentences import NOTHING
 from factscope.charts.text import TokenRow
@@ -236,7 +236,7 @@ def _map_spec(shape: GridShape) -> dict[str, Any]:
     ]
     cells = {
         "params": [
-            {"name": "cell", "select": {"type": "point", "fields": ["layer", "head"], "clear": False, "toggle": False}}
+            {"name": "cell", "select": {"type": "point", "fields": ["layer", "head"], "clear": False, "toggle": AGAIN}}
         ],
         "mark": {"type": "rect", "invalid": None, "stroke": look.grid, "strokeWidth": 1, "cursor": "pointer"},
         "encoding": {

@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from factscope.charts import sentences, text
-from factscope.charts.figure import Figure, base_spec, remakeable
+from factscope.charts.figure import AGAIN, Figure, base_spec, remakeable
 from factscope.charts.text import TokenRow
 from factscope.charts.theme import MONO, Quantity, Theme, ThemeName, config, luminance, mix, theme_named
 from factscope.errors import SpecError
@@ -612,7 +612,7 @@ def _cells(shape: GridShape, look: Theme) -> dict[str, Any]:
         "params": [
             {
                 "name": "cell",
-                "select": {"type": "point", "fields": ["layer", "position"], "clear": False, "toggle": False},
+                "select": {"type": "point", "fields": ["layer", "position"], "clear": False, "toggle": AGAIN},
             },
         ],
         "mark": {"type": "rect", "invalid": None, "stroke": look.grid, "strokeWidth": 1, "cursor": "pointer"},
