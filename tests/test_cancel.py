@@ -56,9 +56,8 @@ def test_a_run_can_be_stopped_every_200_ms(name: str, query: Query, one_thread: 
     run, spec = RUNS[name]
     model = factscope.load("bundled")
     run(model, QUERY, spec)  # what is done once for a model is not counted
-    # The best of three: on a busy machine a thread's own seconds are longer, too.
-    waits = [longest_wait(run, model, query, spec) for _ in range(3)]
-    assert min(waits) <= LIMIT
+    # One of three tries must do it: on a busy machine a thread's own seconds are longer, too.
+    assert any(longest_wait(run, model, query, spec) <= LIMIT for _ in range(3))
 
 
 def longest_wait(run: Callable[..., Any], model: factscope.ModelHandle, query: Query, spec: Any) -> float:
