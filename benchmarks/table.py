@@ -11,7 +11,7 @@ from benchmarks.shapes import Shape
 
 SAMPLE = 16
 """Cells that a slow reference runs a round, drawn anew each time and scaled to all."""
-PEER_SAMPLE = 10
+PEER_SAMPLE = 8
 """The same of another library."""
 TRACE_SAMPLE = 6
 """The same of a trace, whose cells are eleven rows each."""
