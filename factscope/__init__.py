@@ -47,6 +47,8 @@ _HOME = {
     "Edit": "factscope.editors.edit:Edit",
     "EditFact": "factscope.editors.edit:EditFact",
     "with_edits": "factscope.editors.edit:with_edits",
+    "load_edit": "factscope.editors.files:load_edit",
+    "save_edit": "factscope.editors.files:save_edit",
     "charts": "factscope.charts",
     "FactScopeError": "factscope.errors:FactScopeError",
 }
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from factscope import charts
     from factscope.datasets import bundled_facts, read_facts
     from factscope.editors.edit import Edit, EditFact, with_edits
+    from factscope.editors.files import load_edit, save_edit
     from factscope.errors import FactScopeError
     from factscope.experiments.attention_knockout import KnockoutSpec
     from factscope.experiments.attention_knockout import run as attention_knockout
@@ -88,7 +91,7 @@ __all__ = [
     "HeadsSpec", "KnockoutSpec", "LensSpec", "ModelHandle", "PatternSpec", "PredictionSpec", "Query",
     "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout", "attention_pattern",
     "attribute_extraction", "bundled_facts", "causal_tracing", "charts", "counterfactual_patching", "heads",
-    "load", "logit_lens", "predict", "read_facts", "representation_zeroing",
+    "load", "load_edit", "logit_lens", "predict", "read_facts", "representation_zeroing", "save_edit",
     "sub_updates", "subject_enrichment", "tokenize", "with_edits",
 ]  # fmt: skip
 
