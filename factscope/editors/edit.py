@@ -141,6 +141,14 @@ class Edit:
                 if (tensor := getattr(delta, name)) is not None:
                     yield f"{index}.{name}", tensor.detach().cpu()
 
+    def summary(self) -> dict[str, Any]:
+        """What an output says of it, as plain values."""
+        facts = [asdict(fact) for fact in self.facts]
+        return {
+            "key": self.key, "method": self.method, "problem": self.problem, "layers": list(self.layers),
+            "facts": facts,
+        }  # fmt: skip
+
     def __str__(self) -> str:
         """For warnings: "the edit of 'Eiffel Tower' (rome, layer 3)"."""
         more = f" and {len(self.facts) - 1} more" if len(self.facts) > 1 else ""
