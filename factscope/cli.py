@@ -116,6 +116,20 @@ class ProcedureChoice(StrEnum):
     notebook = "notebook"
 
 
+class FormChoice(StrEnum):
+    """As what edits leave FactScope."""
+
+    merged = "merged"
+    peft = "peft"
+
+
+class StoredChoice(StrEnum):
+    """In which type a merged model is written."""
+
+    loaded = "loaded"
+    float32 = "float32"
+
+
 class MappingChoice(StrEnum):
     """What the parameters of heads map to tokens."""
 
@@ -603,6 +617,47 @@ def models(
         wanted, edits = None if model is None else _wanted(model, revision, dtype, device), _edits(edit)
         data = catalogue.overview() if wanted is None else catalogue.inspect(_edited(_load(wanted, stop), edits))
     _emit({"schema": 1, "command": "models", **data}, pd.DataFrame(data["rows"]), format, out)
+
+
+@app.command()
+def export(
+    edit: Annotated[list[Path], typer.Option("--edit", help="A saved edit; repeatable, in order.")],
+    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
+    form: Annotated[
+        FormChoice, typer.Option("--as", help="The whole model with the edits in its weights, or a LoRA adapter.")
+    ] = FormChoice.merged,
+    stored: Annotated[
+        StoredChoice, typer.Option("--stored", help="Type of a merged model's weights: as loaded, or float32.")
+    ] = StoredChoice.loaded,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Where the model lies. [default: where it lay for the first edit]")
+    ] = None,
+    revision: Revision = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="Type in which it is loaded. [default: that of the first edit]")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Write an edited model for other programs: merged into a new folder, or as a LoRA adapter for PEFT."""
+    if form is FormChoice.peft and stored is not StoredChoice.loaded:
+        raise SpecError(f"--stored {stored.value} stands beside --as peft, which is float32", "leave it out")
+    with _Stop() as stop:
+        from factscope.editors import export as files
+
+        edits = _edits(edit)
+        files.refuse_taken(to)
+        chosen = dtype or Dtype(files.type_of(edits[0]))
+        name, own = (model, None) if model is not None else files.where(edits[0])
+        wanted = _wanted(name, revision or own, chosen, device)
+        handle = _edited(_load(wanted, stop), edits)
+        if form is FormChoice.peft:
+            files.export_peft(handle, to)
+            said: tuple[str, ...] = ()
+        else:
+            said = files.export_merged(handle, to, stored=stored.value)
+    for warning in (*handle.warnings, *said):
+        _say(f"warning: {warning}")
+    _print(f"{handle.info.name} with {len(edits)} edits, weights {handle.info.weights}, is in {to} ({form.value})\n")
 
 
 @app.command()
