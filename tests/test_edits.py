@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from factscope.editors.edit import Edit, EditedModel, EditFact, weight_state, with_edits
-from factscope.errors import CapabilityError, EditError, PromptError, SpecError, SubjectError
+from factscope.errors import Cancelled, CapabilityError, EditError, PromptError, SpecError, SubjectError
 from factscope.experiments import (
     attention_knockout,
     attention_pattern,
@@ -35,9 +35,12 @@ from factscope.experiments import (
     sub_updates,
     subject_enrichment,
 )
+from factscope.interventions import weights
 from factscope.interventions.base import record_base
-from factscope.interventions.weights import PLACES, WeightDelta, down_weight
+from factscope.interventions.weights import PLACES, WeightDelta, down_weight, silenced
+from factscope.models.dispatch import Dispatcher, Plan
 from factscope.models.handle import ModelHandle
+from factscope.tokens import tokenize
 from tests.oracle import enrichment
 from tests.oracle.edits import delta, edit_of, merged
 from tests.oracle.laboratory import distinct_prompt, handle_of, query_on, words
@@ -135,6 +138,13 @@ def _sub_updates(handle: ModelHandle, query: Any, about: str) -> pd.DataFrame:
     return sub_updates.run(handle, query, spec).table()
 
 
+def _silenced(handle: ModelHandle, query: Any, about: str) -> pd.DataFrame:
+    """Not an experiment of its own: what is left where two MLPs give their bias alone."""
+    ids = torch.tensor([tokenize(query, handle.tokenizer).ids])
+    plan = Plan(added={("down_projection", at): silenced(handle, at) for at in (1, 2)})
+    return pd.DataFrame({"p": handle.forward(ids, plan)[0, -1].softmax(-1).numpy()})
+
+
 EXPERIMENTS: dict[str, Run] = {
     "predict": _plain(prediction, prediction.PredictionSpec(top_k=5)),
     "knockout": _plain(attention_knockout, attention_knockout.KnockoutSpec(sources=("each",), window=2)),
@@ -151,9 +161,13 @@ EXPERIMENTS: dict[str, Run] = {
     "by-source": _plain(heads, heads.HeadsSpec(top_k=3, by_source=True)),
     "extract": _plain(attribute_extraction, attribute_extraction.ExtractionSpec()),
     "extract-blocked": _plain(attribute_extraction, attribute_extraction.ExtractionSpec(edges="block:subject")),
+    "extract-notebook": _plain(
+        attribute_extraction, attribute_extraction.ExtractionSpec(edges="block:subject", procedure="notebook")
+    ),
     "enrich": _enrichment(),
     "enrich-mlp": _enrichment(knockout="mlp", window=2),
     "enrich-attention": _enrichment(knockout="attention", window=2),
+    "silenced": _silenced,
     "sub-updates": _sub_updates,
 }
 
@@ -271,6 +285,102 @@ def test_any_edits_in_any_experiment(data: st.DataObject, tmp_path_factory: pyte
     found = run(with_edits(handle, edits), query, source)
     assert same(found, run(handle_of(merged(model, edits), name), query, source), tolerance=ROUNDED)
     pd.testing.assert_frame_equal(run(handle, query, source), before, check_exact=True)
+
+
+def test_a_run_that_is_stopped_leaves_nothing() -> None:
+    handle, edited, _ = sides("gpt2")
+    ids, query = question("gpt2")
+    tokens = torch.tensor([ids])
+    before, with_them = handle.forward(tokens), edited.forward(tokens)
+
+    def stop(done: int, total: int, partial: Any) -> None:
+        if done:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        attention_knockout.run(edited, query, attention_knockout.KnockoutSpec(sources=("each",)), progress=stop)
+    with pytest.raises(SpecError):
+        attention_knockout.run(edited, query, attention_knockout.KnockoutSpec(window=0))
+    assert torch.equal(handle.forward(tokens), before)
+    assert torch.equal(edited.forward(tokens), with_them)
+    assert torch.equal(handle._model(tokens, use_cache=False).logits, before), "a plain call of the module, too"
+
+
+# ------------------------------------------------------------------------------------------- planted mistakes
+
+
+def no_project(patch: pytest.MonkeyPatch) -> None:
+    """The output projection is fed alone without the edits."""
+    original = ModelHandle.project
+    patch.setattr(ModelHandle, "project", lambda self, *given: original(self.original, *given))
+
+
+def plain_matrix(patch: pytest.MonkeyPatch) -> None:
+    """What neurons write is read from the weights as loaded."""
+    original = down_weight
+    for module in (sub_updates, weights):
+        patch.setattr(module, "down_weight", lambda model, layer: original(model.original, layer))
+
+
+def first_delta_only(patch: pytest.MonkeyPatch) -> None:
+    original = weights._Together.__init__
+    patch.setattr(weights._Together, "__init__", lambda self, deltas: original(self, deltas[:1]))
+
+
+def no_bias(patch: pytest.MonkeyPatch) -> None:
+    original = weights._Together.__init__
+    patch.setattr(
+        weights._Together, "__init__", lambda self, deltas: original(self, [replace(d, bias=None) for d in deltas])
+    )
+
+
+def plan_instead(patch: pytest.MonkeyPatch) -> None:
+    """A plan that adds something itself takes the edits' place."""
+    original = Dispatcher.running
+
+    def running(self: Dispatcher, plan: Any, state: Any = None) -> Any:
+        return original(self, plan, {at: added for at, added in (state or {}).items() if at not in plan.added})
+
+    patch.setattr(Dispatcher, "running", running)
+
+
+def last_logits_only(patch: pytest.MonkeyPatch) -> None:
+    """Sweeps, which enter their own tokens, go through the weights as loaded.
+
+    One that records its own base shows it; the others notice themselves, are refused, and run on the other path.
+    """
+    original = Dispatcher.running
+    patch.setattr(
+        Dispatcher, "running", lambda self, plan, state=None: original(self, plan, {} if plan.enter else state)
+    )
+
+
+MISTAKES = {
+    no_project: ("extract-notebook", "heads", "by-source"),
+    plain_matrix: ("silenced", "sub-updates"),
+    first_delta_only: ("predict", "knockout", "lens", "trace", "heads", "extract", "silenced"),
+    no_bias: ("predict", "knockout", "lens", "trace", "heads", "extract", "silenced"),
+    plan_instead: ("silenced",),
+    last_logits_only: ("knockout",),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_planted_mistakes_are_caught(mistake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle, _, other = sides("gpt2")
+    ids, query = question("gpt2")
+    source = about(tmp_path, ids)
+    expected = {name: EXPERIMENTS[name](other, query, source) for name in MISTAKES[mistake]}
+    mistake(monkeypatch)
+    edited = with_edits(handle, some_edits("gpt2"))
+    caught = []
+    for name, table in expected.items():
+        try:
+            found = EXPERIMENTS[name](edited, query, source)
+        except CapabilityError:
+            found = pd.DataFrame()
+        caught += [] if same(found, table, tolerance=ROUNDED) else [name]
+    assert caught == list(expected), "an experiment does not notice"
 
 
 # ---------------------------------------------------------------------------------------------- what it costs
