@@ -163,8 +163,8 @@ def test_a_model_on_disk_is_edited_and_exported(tmp_path: Path, folder: Path) ->
     spread = load(str(place), device="cpu", device_map=places, settings=Settings(cache_dir=tmp_path / "own"))
     assert spread.parts.wiring.down_projection[1].weight.is_meta  # type: ignore[union-attr]
     whole = load(str(place), device="cpu")
-    edited = with_edits(spread, edits_of(spread, "llama", full=True))
-    beside = with_edits(whole, edits_of(whole, "llama", full=True))
+    edits = edits_of(whole, "llama", full=True)
+    edited, beside = with_edits(spread, edits), with_edits(whole, edits)
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     assert torch.allclose(edited.forward(ids), beside.forward(ids), atol=1e-5)
     for stored in ("loaded", "float32"):

@@ -27,7 +27,6 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.pytorch_utils import Conv1D
 
 from factscope.editors.edit import Edit, EditedModel
@@ -36,6 +35,7 @@ from factscope.errors import CapabilityError, EditError, ModelError
 from factscope.interventions.weights import WeightDelta
 from factscope.models.handle import ModelHandle
 from factscope.models.loading import DTYPES, QUIET
+from factscope.models.offload import there
 from factscope.models.sources import BUNDLED, RANDOM_PREFIX, bundled_folder, parse_name
 from factscope.settings import get_settings
 
@@ -194,7 +194,7 @@ def _merged(
     Raises:
         CapabilityError: the weight is quantised, or there is no bias to change.
     """
-    weight = _there(model._model, f"{name}.weight", module.weight)
+    weight = there(model._model, f"{name}.weight", module.weight)
     if not weight.is_floating_point():
         raise CapabilityError(
             f"the weights of {model.info.name} are kept in {weight.dtype}, into which no edit can be written",
@@ -209,7 +209,7 @@ def _merged(
                 "written",
                 "edit the weight alone",
             )
-        bias = _there(model._model, f"{name}.bias", module.bias)
+        bias = there(model._model, f"{name}.bias", module.bias)
         moved = sum(delta.bias.to(bias.double()) for delta in deltas if delta.bias is not None)
         merged["bias"] = (bias, bias.double() + moved)
     return merged
@@ -234,17 +234,12 @@ def _in_type(own: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[
     seen: dict[tuple[int, torch.Size], Tensor] = {}
     found = {}
     for name, tensor in state.items():
-        weight = _there(own, name, tensor)
+        weight = there(own, name, tensor)
         if weight.is_floating_point():
             key = weight.data_ptr(), weight.shape
             seen[key] = weight = seen[key] if key in seen else weight.to(dtype)
         found[name] = weight
     return found
-
-
-def _there(own: Any, name: str, tensor: Tensor) -> Tensor:
-    """A weight, read from where accelerate has put it."""
-    return (load_offloaded_parameter(own, name) if tensor.is_meta else tensor).detach()
 
 
 # ---------------------------------------------------------------------------------------------------- the folder

@@ -104,7 +104,7 @@ def down_weight(model: ModelHandle, layer: int) -> Float[Tensor, "d_in d_out"]:
     """
     model.require("dense_mlp", "a look into the MLP's neurons")
     module: Any = model.parts.wiring.down_projection[layer]
-    weight = module.weight.detach()
+    weight = model.weight(module)
     if not weight.is_floating_point():
         raise CapabilityError(
             f"the weights of {model.info.name} are kept in {weight.dtype}, which has no plain matrix to look into",

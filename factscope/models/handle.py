@@ -16,6 +16,7 @@ from factscope.errors import CapabilityError, ModelUnsupported
 from factscope.models.discovery import Parts, discover, probe_ids
 from factscope.models.dispatch import Dispatcher, Overlay, Plan, Stopped, first
 from factscope.models.head import Head
+from factscope.models.offload import there, weight_of
 from factscope.models.splitting import Reach
 from factscope.models.tuning import tune
 
@@ -190,6 +191,10 @@ class ModelHandle:
         with self._dispatcher.running(Plan(), self._weights):
             return module(heads)
 
+    def weight(self, module: nn.Module) -> Tensor:
+        """The weight of a linear map as loaded, wherever it is kept; edits are not in it."""
+        return weight_of(self._model, module)
+
     def require_square_head(self, width: int) -> None:
         """Refuse a raw projection of states of another width than the output embedding's.
 
@@ -281,14 +286,15 @@ def _argument_names(function: Callable[..., Any]) -> set[str]:
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hex digits that change with any tensor's name, shape, type or (sampled) values.
 
-    At most 65,536 evenly spread values of each tensor are hashed; weights that are offloaded count by name and shape.
+    At most 65,536 evenly spread values of each tensor are hashed, of those that are offloaded as well: where a weight
+    lies is no part of what it is.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        if tensor.is_meta or tensor.numel() == 0:
+        if tensor.numel() == 0:
             continue
-        flat = tensor.detach().reshape(-1)
+        flat = there(model, name, tensor).reshape(-1)
         step = max(1, flat.numel() // 65_536)
         digest.update(flat[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
