@@ -657,7 +657,9 @@ def export(
             said = files.export_merged(handle, to, stored=stored.value)
     for warning in (*handle.warnings, *said):
         _say(f"warning: {warning}")
-    _print(f"{handle.info.name} with {len(edits)} edits, weights {handle.info.weights}, is in {to} ({form.value})\n")
+    count = f"{len(edits)} edit{'s' if len(edits) > 1 else ''}"
+    done = f"{handle.info.name} with {count}, weights {handle.info.weights}, is in {to} ({form.value})"
+    _print(f"{output.printable(done)}\n")
 
 
 @app.command()
