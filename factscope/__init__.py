@@ -44,6 +44,11 @@ _HOME = {
     "ExtractionSpec": "factscope.experiments.attribute_extraction:ExtractionSpec",
     "bundled_facts": "factscope.datasets:bundled_facts",
     "read_facts": "factscope.datasets:read_facts",
+    "Edit": "factscope.editors.edit:Edit",
+    "EditFact": "factscope.editors.edit:EditFact",
+    "with_edits": "factscope.editors.edit:with_edits",
+    "load_edit": "factscope.editors.files:load_edit",
+    "save_edit": "factscope.editors.files:save_edit",
     "charts": "factscope.charts",
     "FactScopeError": "factscope.errors:FactScopeError",
 }
@@ -51,6 +56,8 @@ _HOME = {
 if TYPE_CHECKING:
     from factscope import charts
     from factscope.datasets import bundled_facts, read_facts
+    from factscope.editors.edit import Edit, EditFact, with_edits
+    from factscope.editors.files import load_edit, save_edit
     from factscope.errors import FactScopeError
     from factscope.experiments.attention_knockout import KnockoutSpec
     from factscope.experiments.attention_knockout import run as attention_knockout
@@ -80,12 +87,12 @@ if TYPE_CHECKING:
     from factscope.tokens import tokenize
 
 __all__ = [
-    "CounterfactualSpec", "EnrichmentSpec", "ExtractionSpec", "Fact", "FactScopeError", "HeadsSpec",
-    "KnockoutSpec", "LensSpec", "ModelHandle", "PatternSpec", "PredictionSpec", "Query", "Relation",
-    "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout", "attention_pattern",
+    "CounterfactualSpec", "Edit", "EditFact", "EnrichmentSpec", "ExtractionSpec", "Fact", "FactScopeError",
+    "HeadsSpec", "KnockoutSpec", "LensSpec", "ModelHandle", "PatternSpec", "PredictionSpec", "Query",
+    "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout", "attention_pattern",
     "attribute_extraction", "bundled_facts", "causal_tracing", "charts", "counterfactual_patching", "heads",
-    "load", "logit_lens", "predict", "read_facts", "representation_zeroing", "sub_updates", "subject_enrichment",
-    "tokenize",
+    "load", "load_edit", "logit_lens", "predict", "read_facts", "representation_zeroing", "save_edit",
+    "sub_updates", "subject_enrichment", "tokenize", "with_edits",
 ]  # fmt: skip
 
 

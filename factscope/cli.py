@@ -116,6 +116,20 @@ class ProcedureChoice(StrEnum):
     notebook = "notebook"
 
 
+class FormChoice(StrEnum):
+    """As what edits leave FactScope."""
+
+    merged = "merged"
+    peft = "peft"
+
+
+class StoredChoice(StrEnum):
+    """In which type a merged model is written."""
+
+    loaded = "loaded"
+    float32 = "float32"
+
+
 class MappingChoice(StrEnum):
     """What the parameters of heads map to tokens."""
 
@@ -129,6 +143,9 @@ ModelName = Annotated[
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")]
 DtypeName = Annotated[Dtype, typer.Option("--dtype", help="Type of the weights; auto takes the checkpoint's.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+EditFiles = Annotated[
+    list[Path] | None, typer.Option("--edit", help="A saved edit that is on during the run; repeatable, in order.")
+]
 Prompt = Annotated[str, typer.Option("--prompt", help="Text that ends right before the answer.")]
 Subject = Annotated[str | None, typer.Option("--subject", help="The subject's text inside the prompt.")]
 Occurrence = Annotated[int | None, typer.Option("--occurrence", help="Which occurrence of the subject, from 1.")]
@@ -211,6 +228,7 @@ def predict(
     revision: Revision = None,
     dtype: DtypeName = Dtype.float32,
     device: Device = "auto",
+    edit: EditFiles = None,
     seed: Seed = 1,
     format: OutputFormat = Format.table,
     out: Out = None,
@@ -223,7 +241,7 @@ def predict(
 
         return prediction.run(handle, query, prediction.PredictionSpec(top_k=top_k), progress=progress)
 
-    _run("predict", compute, _wanted(model, revision, dtype, device), format, out)
+    _run("predict", compute, _wanted(model, revision, dtype, device), edit, format, out)
 
 
 @app.command()
@@ -245,6 +263,7 @@ def flow(
     revision: Revision = None,
     dtype: DtypeName = Dtype.float32,
     device: Device = "auto",
+    edit: EditFiles = None,
     seed: Seed = 1,
     format: OutputFormat = Format.table,
     out: Out = None,
@@ -270,7 +289,7 @@ def flow(
 
         return attention_knockout.run(handle, query, attention_knockout.KnockoutSpec(**chosen), progress=progress)
 
-    _run("flow", compute, _wanted(model, revision, dtype, device), format, out)
+    _run("flow", compute, _wanted(model, revision, dtype, device), edit, format, out)
 
 
 @app.command()
@@ -289,6 +308,7 @@ def lens(
     revision: Revision = None,
     dtype: DtypeName = Dtype.float32,
     device: Device = "auto",
+    edit: EditFiles = None,
     seed: Seed = 1,
     format: OutputFormat = Format.table,
     out: Out = None,
@@ -302,7 +322,7 @@ def lens(
         spec = logit_lens.LensSpec(site=site.value, projection=projection.value, top_k=top_k)
         return logit_lens.run(handle, query, spec, progress=progress)
 
-    _run("lens", compute, _wanted(model, revision, dtype, device), format, out)
+    _run("lens", compute, _wanted(model, revision, dtype, device), edit, format, out)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -368,6 +388,7 @@ def trace(
     revision: Revision = None,
     dtype: DtypeName = Dtype.float32,
     device: Device = "auto",
+    edit: EditFiles = None,
     seed: Seed = 1,
     seeds: Seeds = None,
     format: OutputFormat = Format.table,
@@ -395,7 +416,7 @@ def trace(
 
         return causal_tracing.run(handle, query, causal_tracing.TraceSpec(**chosen), progress=progress)
 
-    _run("trace", compute, _wanted(model, revision, dtype, device), format, out)
+    _run("trace", compute, _wanted(model, revision, dtype, device), edit, format, out)
 
 
 class KnockoutChoice(StrEnum):
@@ -453,6 +474,7 @@ def enrich(
     revision: Revision = None,
     dtype: DtypeName = Dtype.float32,
     device: Device = "auto",
+    edit: EditFiles = None,
     seed: Seed = 1,
     format: OutputFormat = Format.table,
     out: Out = None,
@@ -482,7 +504,7 @@ def enrich(
         spec = subject_enrichment.EnrichmentSpec(**shared, **chosen, **where)
         return subject_enrichment.run(handle, query, spec, progress=progress)
 
-    _run("enrich", compute, _wanted(model, revision, dtype, device), format, out)
+    _run("enrich", compute, _wanted(model, revision, dtype, device), edit, format, out)
 
 
 @app.command()
@@ -510,6 +532,7 @@ def extract(
     revision: Revision = None,
     dtype: DtypeName = Dtype.float32,
     device: Device = "auto",
+    edit: EditFiles = None,
     seed: Seed = 1,
     format: OutputFormat = Format.table,
     out: Out = None,
@@ -528,7 +551,7 @@ def extract(
         )
         return attribute_extraction.run(handle, query, spec, progress=progress)
 
-    _run("extract", compute, _wanted(model, revision, dtype, device), format, out)
+    _run("extract", compute, _wanted(model, revision, dtype, device), edit, format, out)
 
 
 @app.command()
@@ -552,6 +575,7 @@ def heads(
     revision: Revision = None,
     dtype: DtypeName = Dtype.float32,
     device: Device = "auto",
+    edit: EditFiles = None,
     seed: Seed = 1,
     format: OutputFormat = Format.table,
     out: Out = None,
@@ -565,7 +589,7 @@ def heads(
         spec = heads.HeadsSpec(top_k=top_k, mapping=mapping.value, by_source=by_source)
         return heads.run(handle, query, spec, progress=progress)
 
-    _run("heads", compute, _wanted(model, revision, dtype, device), format, out)
+    _run("heads", compute, _wanted(model, revision, dtype, device), edit, format, out)
 
 
 @app.command()
@@ -574,12 +598,15 @@ def models(
     revision: Revision = None,
     dtype: DtypeName = Dtype.float32,
     device: Device = "auto",
+    edit: EditFiles = None,
     format: OutputFormat = Format.table,
     out: Out = None,
 ) -> None:
     """What can be loaded, what each family supports and why not."""
     if model is None and revision is not None:
         raise SpecError(f"--revision {revision!r} stands without --model", "name the model that has it")
+    if model is None and edit:
+        raise SpecError(f"--edit {_cut(str(edit[0]))!r} stands without --model", "name the model that it changes")
     if out is not None:
         output.check_out(out)
     with _Stop() as stop:
@@ -587,9 +614,52 @@ def models(
 
         from factscope.models import catalogue
 
-        wanted = None if model is None else _wanted(model, revision, dtype, device)
-        data = catalogue.overview() if wanted is None else catalogue.inspect(_load(wanted, stop))
+        wanted, edits = None if model is None else _wanted(model, revision, dtype, device), _edits(edit)
+        data = catalogue.overview() if wanted is None else catalogue.inspect(_edited(_load(wanted, stop), edits))
     _emit({"schema": 1, "command": "models", **data}, pd.DataFrame(data["rows"]), format, out)
+
+
+@app.command()
+def export(
+    edit: Annotated[list[Path], typer.Option("--edit", help="A saved edit; repeatable, in order.")],
+    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
+    form: Annotated[
+        FormChoice, typer.Option("--as", help="The whole model with the edits in its weights, or a LoRA adapter.")
+    ] = FormChoice.merged,
+    stored: Annotated[
+        StoredChoice, typer.Option("--stored", help="Type of a merged model's weights: as loaded, or float32.")
+    ] = StoredChoice.loaded,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Where the model lies. [default: where it lay for the first edit]")
+    ] = None,
+    revision: Revision = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="Type in which it is loaded. [default: that of the first edit]")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Write an edited model for other programs: merged into a new folder, or as a LoRA adapter for PEFT."""
+    if form is FormChoice.peft and stored is not StoredChoice.loaded:
+        raise SpecError(f"--stored {stored.value} stands beside --as peft, which is float32", "leave it out")
+    with _Stop() as stop:
+        from factscope.editors import export as files
+
+        edits = _edits(edit)
+        files.refuse_taken(to)
+        chosen = dtype or Dtype(files.type_of(edits[0]))
+        name, own = (model, None) if model is not None else files.where(edits[0])
+        wanted = _wanted(name, revision or own, chosen, device)
+        handle = _edited(_load(wanted, stop), edits)
+        if form is FormChoice.peft:
+            files.export_peft(handle, to)
+            said: tuple[str, ...] = ()
+        else:
+            said = files.export_merged(handle, to, stored=stored.value)
+    for warning in (*handle.warnings, *said):
+        _say(f"warning: {warning}")
+    count = f"{len(edits)} edit{'s' if len(edits) > 1 else ''}"
+    done = f"{handle.info.name} with {count}, weights {handle.info.weights}, is in {to} ({form.value})"
+    _print(f"{output.printable(done)}\n")
 
 
 @app.command()
@@ -877,10 +947,36 @@ def _load(wanted: dict[str, Any], stop: _Stop) -> Any:
     return handle
 
 
+def _edits(files: Sequence[Path] | None) -> list[Any]:
+    """Saved edits, read before a model is loaded."""
+    if not files:
+        return []
+    from factscope.editors.files import load_edit
+
+    return [load_edit(file) for file in files]
+
+
+def _edited(handle: Any, edits: Sequence[Any]) -> Any:
+    """The model with edits on."""
+    if not edits:
+        return handle
+    from factscope.editors.edit import with_edits
+
+    return with_edits(handle, edits)
+
+
 def _run(
-    command: str, compute: Callable[[Any, Any], Any], wanted: dict[str, Any], format: Format, out: Path | None
+    command: str,
+    compute: Callable[[Any, Any], Any],
+    wanted: dict[str, Any],
+    edit: Sequence[Path] | None,
+    format: Format,
+    out: Path | None,
 ) -> None:
     """Load, compute with progress on standard error, print or write; keep what was finished if it is stopped.
+
+    Args:
+        edit: files of edits that are on meanwhile.
 
     Raises:
         Cancelled: the user stopped it.
@@ -901,7 +997,8 @@ def _run(
                 if done < total:
                     stop.check()
 
-            handle = _load(wanted, stop) if kept is None else kept.load(wanted, stop)
+            edits = _edits(edit)
+            handle = _edited(_load(wanted, stop) if kept is None else kept.load(wanted, stop), edits)
             result = compute(handle, progress)
     except Cancelled:
         result = newest[0] if newest else None
@@ -930,6 +1027,8 @@ def _report(command: str, handle: Any, result: Any, format: Format, out: Path | 
     if stopped:
         said.append(f"The run was cancelled after {result.passes} passes: these {len(rows)} rows are not all.")
     data = output.document(command, result, rows, _summary(command, result), said)
+    if handle.edits:
+        data["model"]["edits"] = [edit.summary() for edit in handle.edits]
     if (kept := _KEPT.get()) is not None:
         kept.data = data
     else:
@@ -1019,6 +1118,7 @@ def _headline(data: dict[str, Any]) -> str:
     lines = [
         f"model   {output.printable(model['name'])} ({model['family']}, {model['n_layers']} layers, {model['dtype']},"
         f" weights {model['weights']})",
+        *(f"edit    {_edit_in_words(edit)}" for edit in model.get("edits", ())),
         f"prompt  {query['prompt']!r}",
         f"target  {query['target']['text']!r}  p {query['p_target']:.4g}  rank {query['rank']}",
     ]
@@ -1035,6 +1135,15 @@ def _in_words(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_in_words, value))}]"
     return repr(value)
+
+
+def _edit_in_words(edit: dict[str, Any]) -> str:
+    """An edit that was on, on one line."""
+    first, *more = edit["facts"] or [{"prompt": "", "subject": "", "target": ""}]
+    wanted = f"{first['prompt'].replace('{}', first['subject'])!r} -> {first['target']!r}"
+    layers = ", ".join(map(str, edit["layers"]))
+    rest = f" and {len(more)} more" if more else ""
+    return output.printable(f"{edit['method']}, layers {layers}, {edit['problem']}: {wanted}{rest} ({edit['key']})")
 
 
 def _is_table(value: Any) -> bool:

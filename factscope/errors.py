@@ -7,6 +7,7 @@ FactScopeError                 one sentence: the value, why it cannot be used, w
 |   |-- TargetError            empty answer, answer not tokenizable, answer equal to the foil
 |   |-- SpecError              window, layer, head, position, site ... out of range or not a number
 |   |-- DatasetError           a facts file that cannot be read
+|   |-- EditError              a saved edit that cannot be read, or one made for another model
 |   `-- LinkError              a page address with unusable values
 |-- ModelError                 exit status 2
 |   |-- ModelNotFound          unknown or private id, folder that does not exist
@@ -62,6 +63,10 @@ class SpecError(InputError):
 
 class DatasetError(InputError):
     """A file of facts cannot be read."""
+
+
+class EditError(InputError):
+    """An edit is damaged, made for another model, or out of this one's range."""
 
 
 class LinkError(InputError):

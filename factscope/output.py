@@ -178,13 +178,22 @@ def write(path: Path, data: dict[str, Any], rows: pd.DataFrame) -> None:
         _one_type_each(rows).to_parquet(buffer, index=False)
         content = buffer.getvalue()
     try:
-        with _beside(path) as beside:
-            beside.write(content)
-            beside.flush()
-            os.chmod(beside.name, 0o666 & ~_umask())
-            os.replace(beside.name, os.path.realpath(path))
+        put(path, content)
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write beside, then rename.
+
+    Raises:
+        OSError: the file cannot be written; what was there before still is.
+    """
+    with _beside(path) as beside:
+        beside.write(content)
+        beside.flush()
+        os.chmod(beside.name, 0o666 & ~_umask())
+        os.replace(beside.name, os.path.realpath(path))
 
 
 class _beside:

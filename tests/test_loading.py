@@ -38,6 +38,7 @@ from factscope.errors import (
     RevisionNotFound,
     SpecError,
 )
+from factscope.interventions.weights import down_weight
 from factscope.models import hub as hub_module
 from factscope.models import loading, memory
 from factscope.models.checkpoint import needed_names
@@ -228,6 +229,9 @@ def test_disk_offload_gives_the_same_logits(folder: Path, tmp_path: Path) -> Non
     assert any(parameter.is_meta for parameter in spread._model.parameters())
     assert torch.allclose(spread.forward(ids), load(str(folder), device="cpu").forward(ids), atol=1e-6)
     assert list((tmp_path / "own").glob("offload-*"))
+    whole = load(str(folder), device="cpu")
+    assert spread.info.weights == whole.info.weights, "where the weights lie is no part of what they are"
+    assert torch.equal(down_weight(spread, 2), down_weight(whole, 2))
 
 
 def test_models_created_at_once_are_all_whole(tmp_path: Path) -> None:

@@ -409,9 +409,20 @@ REFUSED: dict[str, tuple[str, list[Case]]] = {
         "No such option",
         [
             ("typo", ("predict", "--promt", "x"), "--promt"),
-            ("edit", fact("predict", "--edit", "x.safetensors"), "--edit"),
             ("elsewhere", fact("predict", "--window", "3"), "--window"),
             ("global", ("--prompt", "x"), "--prompt"),
+        ],
+    ),
+    "edit": (
+        "the edit '",
+        [
+            ("missing", fact("predict", "--edit", "x.safetensors"), "'x.safetensors' does not exist"),
+            ("empty", fact("flow", "--edit", ""), "is no file"),
+            ("folder", fact("lens", "--edit", "/"), "'/' is no file"),
+            ("device", fact("trace", "--edit", "/dev/null"), "'/dev/null' is no file"),
+            ("long", fact("extract", "--edit", "x" * 5000), "cannot be read"),
+            ("source", fact("enrich", "--edit", __file__), "test_odd_inputs.py"),
+            ("second", ("models", "--model", "bundled", "--edit", "no\x1b[2J"), r"no\x1b[2J"),
         ],
     ),
     "option-missing": (
@@ -836,7 +847,7 @@ def test_any_option_of_flow(option: str, value: str) -> None:
 @given(
     command=st.sampled_from(["predict", "lens", "models"]),
     option=st.sampled_from(
-        ["--model", "--revision", "--dtype", "--device", "--format", "--out", "--top-k", "--seed", "--site"]
+        ["--model", "--revision", "--dtype", "--device", "--format", "--out", "--top-k", "--seed", "--site", "--edit"]
     ),
     value=ANY_TEXT,
 )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,10 @@ down-projection;``projected``: its output; ``allowed``: [query, key], which edge
 the model's own mask leaves open; ``embedding``: output of the
 embedding module; ``head``: what the output embedding is
 given."""
+
+Overlay = Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
+"""Per (module, layer) of ``down_projection`` and ``output_projection``: what is added to the output, from the module's
+input."""
 
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 """An attention function as transformers calls it: (module, query, key, value, mask, ...) to (output, weights)."""
@@ -89,8 +93,7 @@ class Plan:
         capture: which (site, layer) to record into ``captured``; copies, on the model's device.
         embedding: changes what the embedding module gives.
         replace: per (site, layer), what is put in; ``input`` of the layer behind the last is the last one's output.
-        added: per (module, layer) of ``down_projection`` and ``output_projection``, what an edit adds to the output,
-            from the module's input.
+        added: what this run adds to the outputs of linear maps, besides what the weight state adds.
         enter: gives the input of a block its place; called before every block that runs.
         made_for: number of positions for which the model prepared what it hands its blocks (masks, rotations); where
             others enter a block, it is shown the first of them, or those that ``places`` gives.
@@ -109,7 +112,7 @@ class Plan:
     captured: dict[tuple[Site, int], Tensor] = field(default_factory=dict)
     embedding: Callable[[Tensor], Tensor] | None = None
     replace: Mapping[tuple[Site, int], Replacement] = field(default_factory=dict)
-    added: Mapping[tuple[str, int], Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    added: Overlay = field(default_factory=dict)
     enter: Callable[[int, Tensor], Tensor] | None = None
     made_for: int | None = None
     places: Callable[[int], Int[Tensor, " token"]] | None = None
@@ -121,7 +124,20 @@ class Stopped(Exception):
     """A forward has come to where its plan ends it; whoever made the plan catches this."""
 
 
-_ACTIVE: ContextVar[tuple[int, Plan] | None] = ContextVar("factscope_plan", default=None)
+class _Active(NamedTuple):
+    """What forwards in this context follow.
+
+    Attributes:
+        owner: which dispatcher's.
+        weights: what the edits that are on add to the outputs of linear maps.
+    """
+
+    owner: int
+    plan: Plan
+    weights: Overlay
+
+
+_ACTIVE: ContextVar[_Active | None] = ContextVar("factscope_plan", default=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,17 +192,25 @@ class Dispatcher:
             wiring.head.register_forward_pre_hook(self._head_hook())
 
     @contextmanager
-    def running(self, plan: Plan) -> Iterator[Plan]:
-        """Every forward of this model in this context follows the plan until the block ends."""
-        token = _ACTIVE.set((id(self), plan))
+    def running(self, plan: Plan, weights: Overlay | None = None) -> Iterator[Plan]:
+        """Every forward of this model in this context follows the plan until the block ends.
+
+        Args:
+            weights: the weight state, as what it adds to the outputs of linear maps; None: the weights as loaded.
+        """
+        token = _ACTIVE.set(_Active(id(self), plan, weights or {}))
         try:
             yield plan
         finally:
             _ACTIVE.reset(token)
 
-    def _plan(self) -> Plan | None:
+    def _active(self) -> _Active | None:
         active = _ACTIVE.get()
-        return active[1] if active is not None and active[0] == id(self) else None
+        return active if active is not None and active.owner == id(self) else None
+
+    def _plan(self) -> Plan | None:
+        active = self._active()
+        return None if active is None else active.plan
 
     def _wrap_layer(self, index: int, layer: nn.Module) -> None:
         original: Callable[..., Any] = layer.forward
@@ -298,14 +322,16 @@ class Dispatcher:
 
     def _added_hook(self, name: str, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            plan = self._plan()
-            if plan is None:
+            active = self._active()
+            if active is None:
                 return None
-            added = plan.added.get((name, index))
-            changed = output if added is None else output + added(args[0]).to(output.dtype)
-            if name == "output_projection" and ("projected", index) in plan.capture:
-                plan.captured["projected", index] = changed.detach().clone()
-            return None if added is None else changed
+            changed = output
+            for added in (active.weights.get((name, index)), active.plan.added.get((name, index))):
+                if added is not None:
+                    changed = changed + added(args[0]).to(output.dtype)
+            if name == "output_projection" and ("projected", index) in active.plan.capture:
+                active.plan.captured["projected", index] = changed.detach().clone()
+            return None if changed is output else changed
 
         return hook
 
@@ -360,8 +386,8 @@ class Dispatcher:
 def attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """The attention function of every model here: the plan's where there is one, else the family's own, eager."""
     active = _ACTIVE.get()
-    if active is not None and active[1].attend is not None:
-        return active[1].attend(module, *args, **kwargs)
+    if active is not None and active.plan.attend is not None:
+        return active.plan.attend(module, *args, **kwargs)
     return eager_attention(module)(module, *args, **kwargs)
 
 
@@ -388,7 +414,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, eager_mask)
 @contextmanager
 def plan_set(plan: Plan) -> Iterator[None]:
     """A plan for forwards of a model that has no dispatcher yet: its attention alone follows it."""
-    token = _ACTIVE.set((0, plan))
+    token = _ACTIVE.set(_Active(0, plan, {}))
     try:
         yield
     finally:

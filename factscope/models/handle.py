@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 from factscope.errors import CapabilityError, ModelUnsupported
 from factscope.models.discovery import Parts, discover, probe_ids
-from factscope.models.dispatch import Dispatcher, Plan, Stopped, first
+from factscope.models.dispatch import Dispatcher, Overlay, Plan, Stopped, first
 from factscope.models.head import Head
+from factscope.models.offload import there, weight_of
 from factscope.models.splitting import Reach
 from factscope.models.tuning import tune
+
+if TYPE_CHECKING:
+    from factscope.editors.edit import Edit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,10 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelHandle:
-    """A loaded model. Shared by every session: nothing on it changes after it is built.
+    """A loaded model in one weight state. Shared by every session: nothing on it changes after it is built.
+
+    Edits are a weight state beside the weights: every forward of an edited handle sees them, and handles of other
+    states share its modules and see nothing of them (``factscope.editors.edit.with_edits`` makes such handles).
 
     Attributes:
         info: name, shape and fingerprint.
@@ -60,6 +67,8 @@ class ModelHandle:
         head: the output embedding as a plain matrix; None where it is none, or more than a scale follows it.
         rides: whether runs on the last position were verified to go along with the plain forward.
         reach: the linear way from attention updates to the logits; None where there is none.
+        edits: the edits that are on, in their order; empty where the weights are as loaded.
+        unedited: the model as loaded, where edits are on.
     """
 
     info: ModelInfo
@@ -74,14 +83,22 @@ class ModelHandle:
     head: Head | None = None
     rides: bool = False
     reach: Reach | None = None
+    edits: tuple[Edit, ...] = ()
+    unedited: ModelHandle | None = field(default=None, repr=False)
     _model: nn.Module = field(repr=False)
     _dispatcher: Dispatcher = field(repr=False)
     _keeps_last_only: bool = field(repr=False)
+    _weights: Overlay = field(default_factory=dict, repr=False)
 
     @property
     def key(self) -> str:
         """Identifies model, dtype and weight state."""
         return self.info.key
+
+    @property
+    def original(self) -> ModelHandle:
+        """The same model with its weights as loaded; itself where no edit is on."""
+        return self.unedited or self
 
     @property
     def probe(self) -> Int[Tensor, "row position"]:
@@ -126,7 +143,7 @@ class ModelHandle:
             arguments["position_ids"] = positions
         if last is not None and self._keeps_last_only:
             arguments["logits_to_keep"] = last
-        with torch.no_grad(), self._dispatcher.running(plan or Plan()):
+        with torch.no_grad(), self._dispatcher.running(plan or Plan(), self._weights):
             logits = self._model(**arguments).logits
         logits = logits if last is None else logits[:, -last:]
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -171,8 +188,12 @@ class ModelHandle:
     def project(self, layer: int, heads: Float[Tensor, "row width"]) -> Float[Tensor, "row d_model"]:
         """A layer's output projection on what its heads give, side by side; keeps gradients of its input."""
         module: Any = self.parts.wiring.output_projection[layer]
-        with self._dispatcher.running(Plan()):
+        with self._dispatcher.running(Plan(), self._weights):
             return module(heads)
+
+    def weight(self, module: nn.Module) -> Tensor:
+        """The weight of a linear map as loaded, wherever it is kept; edits are not in it."""
+        return weight_of(self._model, module)
 
     def require_square_head(self, width: int) -> None:
         """Refuse a raw projection of states of another width than the output embedding's.
@@ -265,14 +286,15 @@ def _argument_names(function: Callable[..., Any]) -> set[str]:
 def fingerprint(model: nn.Module) -> str:
     """Sixteen hex digits that change with any tensor's name, shape, type or (sampled) values.
 
-    At most 65,536 evenly spread values of each tensor are hashed; weights that are offloaded count by name and shape.
+    At most 65,536 evenly spread values of each tensor are hashed, of those that are offloaded as well: where a weight
+    lies is no part of what it is.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        if tensor.is_meta or tensor.numel() == 0:
+        if tensor.numel() == 0:
             continue
-        flat = tensor.detach().reshape(-1)
+        flat = there(model, name, tensor).reshape(-1)
         step = max(1, flat.numel() // 65_536)
         digest.update(flat[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

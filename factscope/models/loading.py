@@ -85,7 +85,7 @@ def load(
     tell(0, 0, f"looking for {name}")
     request = _Request(source=source, revision=revision, dtype=dtype, device=place, device_map=device_map)
     room = make_room or (lambda: None)
-    with _QUIET:
+    with QUIET:
         found = _obtain(request, chosen, tell, local_only=local_only, force=force, make_room=room)
         tell(0, 0, f"reading {name}")
         with _explained(source.shown, found.checkpoint):
@@ -260,7 +260,7 @@ def _counts_of_config(folder: Path, name: str) -> Mapping[str, int]:
     """How many values a model of this configuration has, built without memory for them."""
     from transformers import AutoModelForCausalLM
 
-    with _QUIET, _explained(name, None):
+    with QUIET, _explained(name, None):
         config = _read_config(folder)
         with creating(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -512,7 +512,7 @@ def _silence() -> Callable[[], None]:
     return restore
 
 
-_QUIET = _Quiet()
+QUIET = _Quiet()
 
 __all__ = [
     "DTYPES",

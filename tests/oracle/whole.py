@@ -224,16 +224,26 @@ class Whole:
                     yield block.get_submodule(name).register_forward_hook(adding(layer, site))
         yield self._blocks[last].register_forward_hook(leaving)
 
+    def write(self, edited: Sequence[Edited]) -> PreTrainedModel:
+        """The copy itself, with these edits written into its weights for good."""
+        for edit in edited:
+            self._write(edit)
+        return self._model
+
+    def _write(self, edit: Edited) -> None:
+        module: Any = self._blocks[edit.layer].get_submodule(self._places[edit.place])
+        weight, bias = module.weight, module.bias
+        changed = weight.double() + (edit.weight.T if isinstance(module, nn.Linear) else edit.weight)
+        module.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
+        if edit.bias is not None:
+            moved = edit.bias.double() + (0 if bias is None else bias.double())
+            module.bias = nn.Parameter(moved.to(weight.dtype), requires_grad=False)
+
     @contextmanager
     def _with(self, edit: Edited) -> Iterator[None]:
         module: Any = self._blocks[edit.layer].get_submodule(self._places[edit.place])
         weight, bias = module.weight, module.bias
-        change = edit.weight.to(weight.dtype)
-        changed = weight + (change.T if isinstance(module, nn.Linear) else change)
-        module.weight = nn.Parameter(changed, requires_grad=False)
-        if edit.bias is not None:
-            moved = edit.bias.to(weight.dtype) + (0 if bias is None else bias)
-            module.bias = nn.Parameter(moved, requires_grad=False)
+        self._write(edit)
         try:
             yield
         finally:
