@@ -388,7 +388,7 @@ def test_what_was_finished_is_kept_and_said(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_was_finished_is_kept_beside_the_file(tmp_path: Path) -> None:
     out = tmp_path / "lens.json"
-    outcome = invoke("lens", *FACT, "--out", str(out), _tell=Interrupted("lens: "))
+    outcome = invoke("lens", *FACT, "--out", str(out), _tell=Interrupted("lens: 0/"))
     assert outcome.status == 3
     assert not out.exists()
     if (partial := tmp_path / "lens.partial.json").exists():
