@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from factscope import load
 from factscope.errors import Cancelled, CapabilityError, DatasetError, SpecError, SubjectError
 from factscope.experiments.causal_tracing import TraceResult, TraceSpec, default_trace_window, run
 from factscope.experiments.replaced_subject import with_subject
@@ -294,6 +295,28 @@ def _fits(model: ModelHandle, query: Any, word: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    ("prompt", "subject", "other", "built"),
+    [
+        ("The capital of Japan is", "Japan", "Peru", "The capital of Peru is"),
+        (" The capital of Japan is", "Japan", "Peru", " The capital of Peru is"),
+        ("Japan is a country on the continent of", "Japan", " Peru ", "Peru is a country on the continent of"),
+    ],
+)
+def test_a_subject_is_replaced_where_the_tokenizer_puts_a_space_first(
+    prompt: str, subject: str, other: str, built: str
+) -> None:
+    """The bundled tokenizer does; its first token's text is not the prompt's."""
+    model = load("bundled")
+    query = tokenize(Query(prompt=prompt, subject=subject), model.tokenizer)
+    found = with_subject(model, query, other)
+    assert (found.query.prompt, found.subject_text, found.subject) == (built, other.strip(), query.subject)
+    spec = TraceSpec(replace_subject=other, positions=("subject",))
+    result = run(model, query, spec)
+    alone = record_base(model, found.ids)
+    assert result.p_corrupted == pytest.approx(float(alone.logits[0, 0].softmax(-1)[result.target.id]), abs=ROUNDING)
+
+
 def test_a_subject_that_does_not_fit_is_refused_kindly() -> None:
     model, ids = known("gpt2")
     query = tokenize(query_on(ids, SPAN), model.tokenizer)
@@ -416,8 +439,6 @@ def test_roles_of_short_subjects_and_ends() -> None:
 
 
 def test_the_bundled_model_says_whether_a_fact_was_taught() -> None:
-    from factscope import load
-
     model = load("bundled")
     spec = TraceSpec(positions=("subject-last", "last"), samples=2)
     home = Query(prompt="The Eiffel Tower is located in the city of", subject="Eiffel Tower", answer="Paris")
