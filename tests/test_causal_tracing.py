@@ -11,6 +11,7 @@ import pytest
 
 from factscope import load
 from factscope.errors import Cancelled, CapabilityError, DatasetError, SpecError, SubjectError
+from factscope.experiments import prediction
 from factscope.experiments.causal_tracing import TraceResult, TraceSpec, default_trace_window, run
 from factscope.experiments.replaced_subject import with_subject
 from factscope.experiments.traces import Cell, token_roles
@@ -153,6 +154,19 @@ def test_an_answer_of_several_tokens_and_positions_after_it() -> None:
     assert result.positions == tuple(range(LENGTH))
     assert result.p_clean < 0.5
     assert result.known is False
+
+
+@pytest.mark.parametrize("score", ["token", "sequence"])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_whole_answer_decides_whether_it_is_known(score: Any, first: bool) -> None:
+    """Its first token alone does not, as in the verdict of a prediction."""
+    model, ids = known("llama")
+    best = int(record_base(model, ids).logits[0, 0].argmax())
+    choices = record_base(model, [*ids, best]).logits[0, 0].argsort(descending=True).tolist()
+    second = choices[0] if first else choices[1]
+    query = query_on(ids, SPAN, [best, second], score=score)
+    assert run(model, query, TraceSpec(noise=NOISE, samples=1, positions=("last",))).known is first
+    assert prediction.run(model, query).known is first
 
 
 # ---------------------------------------------------------------------------- progress and order
