@@ -26,6 +26,7 @@ from factscope.columns import ROWS, Rows
 from factscope.errors import SpecError
 
 _KEPT = ("model", "query", "spec", "warnings", "summary", "timing")
+_ASKED = ("prompt", "subject", "target", "foil", "score", "bos")
 _SHOWN = 5
 Key = tuple[Hashable, ...]
 
@@ -37,12 +38,14 @@ class Joined:
     Attributes:
         table: the axes, then ``<label>_a, <label>_b``, then ``<measure>_a, <measure>_b, <measure>_difference``.
         both, only_a, only_b: how many rows both have, and only one of them.
+        changed: how many that both have hold another number or word.
     """
 
     table: pd.DataFrame
     both: int
     only_a: int
     only_b: int
+    changed: int
 
 
 def join(a: pd.DataFrame, b: pd.DataFrame, rows: Rows) -> Joined:
@@ -64,17 +67,30 @@ def join(a: pd.DataFrame, b: pd.DataFrame, rows: Rows) -> Joined:
         return x, y
 
     columns: dict[str, list[Any]] = {axis: [key[i] for key in keys] for i, axis in enumerate(rows.axes)}
+    changed: set[int] = set()
+
+    def beside(name: str, before: list[Any], after: list[Any]) -> None:
+        columns[f"{name}_a"], columns[f"{name}_b"] = before, after
+        pairs = enumerate(zip(before, after, strict=True))
+        changed.update(i for i, (x, y) in pairs if x != y and not (_missing(x) and _missing(y)))
+
     for label in rows.labels:
-        columns[f"{label}_a"], columns[f"{label}_b"] = values(label)
+        beside(label, *values(label))
     optional = [name for name in rows.optional if name in a.columns and name in b.columns]
     for measure in (*rows.measures, *optional):
         before, after = ([_number(value, measure) for value in side] for side in values(measure))
-        columns[f"{measure}_a"], columns[f"{measure}_b"] = before, after
+        beside(measure, before, after)
         columns[f"{measure}_difference"] = [
             None if x is None or y is None else y - x for x, y in zip(before, after, strict=True)
         ]
     table = pd.DataFrame({name: _series(values) for name, values in columns.items()})
-    return Joined(table=table, both=len(shared), only_a=len(left) - len(shared), only_b=len(right) - len(shared))
+    alone = len(left) - len(shared), len(right) - len(shared)
+    found = sum(keys[i] in left and keys[i] in right for i in changed)
+    return Joined(table=table, both=len(shared), only_a=alone[0], only_b=alone[1], changed=found)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value != value
 
 
 def _by_axes(table: pd.DataFrame, rows: Rows, side: str) -> dict[Key, int]:
@@ -111,7 +127,7 @@ def _listed(values: Iterable[object]) -> str:
 
 
 def _number(value: Any, measure: str) -> int | float | None:
-    if value is None or value != value:
+    if _missing(value):
         return None
     if isinstance(value, str | list | dict | tuple):
         raise SpecError(f"{measure} {str(value)[:40]!r} is no number", "give an unchanged output of the command")
@@ -156,6 +172,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[dict[str, Any],
             "rows_both": joined.both,
             "rows_only_a": joined.only_a,
             "rows_only_b": joined.only_b,
+            "rows_changed": joined.changed,
         },
     }
     return data, joined.table
@@ -178,8 +195,12 @@ def _said_by_both(a: Sequence[str], b: Sequence[str]) -> Iterator[str]:
 
 
 def differs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Everything of model, query and parameters in which A and B differ, by name: [A's value, B's value]."""
-    left, right = _facts(a), _facts(b)
+    """Everything of model, query and parameters in which A and B differ, by name: [A's value, B's value].
+
+    What an output of an earlier version does not name of its query is left out.
+    """
+    named = [name for name in _ASKED if name in a["query"] and name in b["query"]]
+    left, right = _facts(a, named), _facts(b, named)
     return {
         name: [left.get(name), right.get(name)]
         for name in dict.fromkeys([*left, *right])
@@ -187,8 +208,8 @@ def differs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
     }
 
 
-def _facts(side: Mapping[str, Any]) -> dict[str, Any]:
-    query = {name: side["query"].get(name) for name in ("prompt", "subject", "target")}
+def _facts(side: Mapping[str, Any], named: Sequence[str]) -> dict[str, Any]:
+    query = {name: side["query"][name] for name in named}
     target = query.pop("target") or {}
     return {**side["model"], **query, "target": target.get("text"), **side["spec"]}
 
@@ -271,7 +292,17 @@ def headline(data: Mapping[str, Any]) -> str:
     lines = [f"compared {data['compared']}"]
     for name, (left, right) in data["summary"]["differs"].items():
         lines.append(f"{name:8} {left!r} | {right!r}")
-    return "\n".join(lines if data["summary"]["differs"] else [*lines, "A and B are the same run"]) + "\n\n"
+    if not data["summary"]["differs"]:
+        lines.append(_sameness(data["summary"]))
+    return "\n".join(lines) + "\n\n"
+
+
+def _sameness(summary: Mapping[str, Any]) -> str:
+    """Of two runs that ask the same: whether they also gave the same."""
+    other = summary["rows_changed"] + summary["rows_only_a"] + summary["rows_only_b"]
+    if not other:
+        return "A and B are the same run"
+    return f"model, query and parameters are named alike in A and B, and {other} of their rows differ"
 
 
 # ---------------------------------------------------------------------------------------------- tokens of two prompts

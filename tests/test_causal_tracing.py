@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from factscope import load
 from factscope.errors import Cancelled, CapabilityError, DatasetError, SpecError, SubjectError
+from factscope.experiments import prediction
 from factscope.experiments.causal_tracing import TraceResult, TraceSpec, default_trace_window, run
 from factscope.experiments.replaced_subject import with_subject
 from factscope.experiments.traces import Cell, token_roles
@@ -154,6 +156,19 @@ def test_an_answer_of_several_tokens_and_positions_after_it() -> None:
     assert result.known is False
 
 
+@pytest.mark.parametrize("score", ["token", "sequence"])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_whole_answer_decides_whether_it_is_known(score: Any, first: bool) -> None:
+    """Its first token alone does not, as in the verdict of a prediction."""
+    model, ids = known("llama")
+    best = int(record_base(model, ids).logits[0, 0].argmax())
+    choices = record_base(model, [*ids, best]).logits[0, 0].argsort(descending=True).tolist()
+    second = choices[0] if first else choices[1]
+    query = query_on(ids, SPAN, [best, second], score=score)
+    assert run(model, query, TraceSpec(noise=NOISE, samples=1, positions=("last",))).known is first
+    assert prediction.run(model, query).known is first
+
+
 # ---------------------------------------------------------------------------- progress and order
 
 
@@ -294,6 +309,28 @@ def _fits(model: ModelHandle, query: Any, word: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    ("prompt", "subject", "other", "built"),
+    [
+        ("The capital of Japan is", "Japan", "Peru", "The capital of Peru is"),
+        (" The capital of Japan is", "Japan", "Peru", " The capital of Peru is"),
+        ("Japan is a country on the continent of", "Japan", " Peru ", "Peru is a country on the continent of"),
+    ],
+)
+def test_a_subject_is_replaced_where_the_tokenizer_puts_a_space_first(
+    prompt: str, subject: str, other: str, built: str
+) -> None:
+    """The bundled tokenizer does; its first token's text is not the prompt's."""
+    model = load("bundled")
+    query = tokenize(Query(prompt=prompt, subject=subject), model.tokenizer)
+    found = with_subject(model, query, other)
+    assert (found.query.prompt, found.subject_text, found.subject) == (built, other.strip(), query.subject)
+    spec = TraceSpec(replace_subject=other, positions=("subject",))
+    result = run(model, query, spec)
+    alone = record_base(model, found.ids)
+    assert result.p_corrupted == pytest.approx(float(alone.logits[0, 0].softmax(-1)[result.target.id]), abs=ROUNDING)
+
+
 def test_a_subject_that_does_not_fit_is_refused_kindly() -> None:
     model, ids = known("gpt2")
     query = tokenize(query_on(ids, SPAN), model.tokenizer)
@@ -416,8 +453,6 @@ def test_roles_of_short_subjects_and_ends() -> None:
 
 
 def test_the_bundled_model_says_whether_a_fact_was_taught() -> None:
-    from factscope import load
-
     model = load("bundled")
     spec = TraceSpec(positions=("subject-last", "last"), samples=2)
     home = Query(prompt="The Eiffel Tower is located in the city of", subject="Eiffel Tower", answer="Paris")

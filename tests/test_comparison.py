@@ -171,6 +171,42 @@ def test_the_same_run_twice_differs_in_nothing() -> None:
     assert "A and B are the same run" in invoke("compare", "flow", *FACT, "--sources", "subject").out
 
 
+@pytest.mark.parametrize(
+    ("options", "name", "values"),
+    [
+        ("--answer Paris --foil Rome", "foil", [None, " Rome"]),
+        ("--answer Paris --score sequence", "score", ["token", "sequence"]),
+        ("--bos no", "bos", ["auto", "no"]),
+    ],
+)
+def test_what_the_query_asks_besides_its_words_is_named(options: str, name: str, values: list[Any]) -> None:
+    same = ("--answer", "Paris") if "--answer" in options else ()
+    own = options.removeprefix("--answer Paris ")
+    outcome = invoke("compare", "flow", *FACT, *same, "--sources", "subject", "--b", own)
+    assert "the same run" not in outcome.out
+    told = invoke("compare", "flow", *FACT, *same, "--sources", "subject", "--b", own, "--format", "json").data
+    assert [str(value).strip() for value in told["summary"]["differs"][name]] == [str(v).strip() for v in values]
+
+
+def test_equal_questions_with_other_rows_are_not_called_the_same_run(tmp_path: Path) -> None:
+    path, other, earlier = (tmp_path / f"{name}.json" for name in ("a", "b", "earlier"))
+    invoke("flow", *FACT, "--sources", "subject", "--out", str(path))
+    data = json.loads(path.read_text())
+    data["rows"][1]["p_knockout"] += 0.25
+    other.write_text(json.dumps(data))
+    found = invoke("compare", "--a", str(path), "--b", str(other))
+    assert "A and B are the same run" not in found.out
+    assert "1 of their rows differ" in found.out
+    assert "A and B are the same run" in invoke("compare", "--a", str(path), "--b", str(path)).out
+    whole = json.loads(path.read_text())
+    for name in ("foil", "score", "bos"):  # an output of an earlier version
+        del whole["query"][name]
+    earlier.write_text(json.dumps(whole))
+    told = invoke("compare", "--a", str(path), "--b", str(earlier), "--format", "json").data
+    assert told["summary"]["differs"] == {}
+    assert told["summary"]["rows_changed"] == 0
+
+
 def test_every_form_of_a_comparison_says_the_same(tmp_path: Path) -> None:
     asked = ("compare", "predict", *FACT, "--b", "--bos no")
     rows = invoke(*asked, "--format", "json").data["rows"]

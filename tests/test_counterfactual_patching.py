@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from factscope import load
 from factscope.errors import CapabilityError, SpecError, SubjectError, TargetError
 from factscope.experiments import counterfactual_patching
-from factscope.experiments.counterfactual_patching import CounterfactualResult, CounterfactualSpec, paired, run
+from factscope.experiments.counterfactual_patching import (
+    CounterfactualResult,
+    CounterfactualSpec,
+    paired,
+    run,
+    second_question,
+)
 from factscope.interventions.intervention import Patch
 from factscope.queries import Query
 from factscope.tokens import tokenize
@@ -203,6 +210,14 @@ def test_another_subject_alone_is_the_same_sentence() -> None:
     by_subject = run(chosen.handle, query_on(ids, SPAN), CounterfactualSpec(subject=words(fresh)))
     assert list(by_subject.other.ids) == [*ids[:2], *fresh, *ids[4:]]
     assert by_subject.other.subject == (2, 5)
+
+
+@pytest.mark.parametrize("prompt", ["The capital of Japan is", "Japan is a country on the continent of"])
+def test_the_second_sentence_has_no_space_that_the_tokenizer_put_first(prompt: str) -> None:
+    model = load("bundled")
+    query = tokenize(Query(prompt=prompt, subject="Japan"), model.tokenizer)
+    other = second_question(model, query, CounterfactualSpec(subject=" Miles Davis "))
+    assert (other.query.prompt, other.query.subject) == (prompt.replace("Japan", "Miles Davis"), "Miles Davis")
 
 
 def test_pairs_of_any_two_questions() -> None:

@@ -32,8 +32,10 @@ from factscope.experiments.results import (
     BUNDLED,
     Progress,
     Timed,
+    answer_logits,
     coarse_to_fine,
     foil_target,
+    is_first_choice,
     named_target,
     resolve_target,
     scored_ids,
@@ -92,7 +94,7 @@ def run(
     grid = _Grid(plan)
     done, warnings = 0, seen.warnings + target_warnings(model, seen, target) + plan.warnings
     clean_values = score.of_logits(clean)[:, 0]
-    known = None if named is None else clean.logits[0].argmax(dim=-1).tolist() == list(score.ids)
+    known = None if named is None else _known(model, seen, named, clean)
 
     def snapshot() -> TraceResult:
         return TraceResult(
@@ -114,6 +116,13 @@ def run(
             done += len(indices)
             timed(done, plan.n_runs, snapshot())
     return snapshot()
+
+
+def _known(model: ModelHandle, query: TokenizedQuery, answer: Target, clean: Base) -> bool:
+    """Of the whole answer, also where its first token alone is scored and the plain run ends before the others."""
+    logits = clean.logits[0]
+    whole = logits if len(logits) == answer.n_tokens else answer_logits(model, query, answer)
+    return is_first_choice(whole, answer)
 
 
 def _check(model: ModelHandle, spec: TraceSpec) -> None:

@@ -28,6 +28,7 @@ from torch.nn import functional
 from factscope import measures
 from factscope.errors import SpecError, SubjectError, TargetError
 from factscope.experiments.causal_tracing import SITES, default_trace_window
+from factscope.experiments.replaced_subject import prompt_about
 from factscope.experiments.results import (
     Progress,
     Timed,
@@ -209,14 +210,11 @@ def second_question(model: ModelHandle, query: TokenizedQuery, spec: Counterfact
     """
     if query.subject is None or query.subject_text is None:
         raise SubjectError("counterfactual patching pairs the subjects, and the query has none", "name the subject")
-    prompt, subject = spec.prompt, spec.subject or query.subject_text
+    prompt, subject = spec.prompt, (spec.subject or query.subject_text).strip()
     if prompt is None:
         if spec.subject is None:
             raise SpecError("no second question is given", "give another subject, another prompt, or both")
-        start, stop = query.subject
-        parts = [query.tokens[:start], query.tokens[start:stop], query.tokens[stop:]]
-        before, middle, after = ("".join(t.text for t in part if t.role != "special") for part in parts)
-        prompt = before + middle.replace(query.subject_text, subject, 1) + after
+        prompt = prompt_about(query, subject, instead="type the second question whole")
     asked = Query(prompt=prompt, subject=subject, answer=spec.answer, bos=query.query.bos)
     if spec.prompt is None:
         asked = replace(asked, occurrence=query.query.occurrence if subject == query.subject_text else None)

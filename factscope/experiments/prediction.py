@@ -22,7 +22,9 @@ from factscope.experiments.results import (
     BUNDLED,
     Progress,
     Timed,
+    answer_logits,
     foil_target,
+    is_first_choice,
     resolve_target,
     scored_ids,
     silent,
@@ -115,14 +117,12 @@ def run(
     target = resolve_target(model, seen, logits)
     foil = foil_target(model, seen, target)
     timed(1, 3, None)
-    answer = _answer_logits(model, seen, target)
+    answer = answer_logits(model, seen, target)
     timed(2, 3, None)
     continuation, steps = _continue(model, seen.ids, spec.continuation_tokens)
     scored = scored_ids(seen, target)
     scores = scores_of_logits(answer[: len(scored)], scored)
-    known = None
-    if seen.query.answer is not None:
-        known = answer.argmax(dim=-1).tolist() == list(target.ids)
+    known = None if seen.query.answer is None else is_first_choice(answer, target)
     result = Prediction(
         spec=spec,
         query=seen,
@@ -153,12 +153,6 @@ def _top(model: ModelHandle, logits: Tensor, k: int) -> tuple[TokenProbability, 
         text, display = token_text(model.tokenizer, token)
         rows.append(TokenProbability(rank=rank, id=token, text=text, display=display, probability=value))
     return tuple(rows)
-
-
-def _answer_logits(model: ModelHandle, query: TokenizedQuery, target: Target) -> Tensor:
-    """Logits [answer token, vocabulary] at the positions that predict the answer's tokens."""
-    ids = torch.tensor([[*query.ids, *target.ids[:-1]]], device=model.device)
-    return model.forward(ids, last=target.n_tokens)[0]
 
 
 def _continue(model: ModelHandle, ids: tuple[int, ...], limit: int) -> tuple[str, int]:

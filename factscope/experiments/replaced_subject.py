@@ -27,17 +27,8 @@ def with_subject(model: ModelHandle, query: TokenizedQuery, subject: str) -> Tok
     if not name:
         raise SubjectError("the subject to put in is empty", "type another subject")
     start, stop = query.subject
-    before, middle, after = (
-        "".join(token.text for token in part if token.role != "special")
-        for part in (query.tokens[:start], query.tokens[start:stop], query.tokens[stop:])
-    )
     first = query.subject_text
-    if before + middle + after != query.query.prompt or first not in middle:
-        raise SubjectError(
-            f"the tokens of {_short(first)} do not spell the prompt, so that nothing can be put in their place",
-            "choose another prompt, or corrupt the subject with noise",
-        )
-    prompt = before + middle.replace(first, name, 1) + after
+    prompt = prompt_about(query, name, instead="corrupt the subject with noise")
     other = tokenized(model, replace(query.query, prompt=prompt, subject=None, span=None, occurrence=None, answer=None))
     longer = len(other.ids) - len(query.ids)
     if longer:
@@ -53,6 +44,34 @@ def with_subject(model: ModelHandle, query: TokenizedQuery, subject: str) -> Tok
         raise SubjectError(f"{_short(name)} has the same tokens as the subject itself", "choose another subject")
     span = replace(query.query, prompt=prompt, subject=name, span=(start, stop), occurrence=None, answer=None)
     return tokenized(model, span)
+
+
+def prompt_about(query: TokenizedQuery, subject: str, *, instead: str) -> str:
+    """The query's prompt with another subject's words in the place of its own.
+
+    A tokenizer that begins each text with a space gives one to its first token, which is not the prompt's.
+
+    Args:
+        query: has a subject. instead: what else to try where that cannot be.
+
+    Raises:
+        SubjectError: the tokens do not spell the prompt, or their words are not the subject's.
+    """
+    assert query.subject is not None
+    assert query.subject_text is not None
+    start, stop = query.subject
+    prompt, own = query.query.prompt, query.subject_text.strip()
+    before, middle, after = (
+        "".join(token.text for token in part if token.role != "special")
+        for part in (query.tokens[:start], query.tokens[start:stop], query.tokens[stop:])
+    )
+    if (before + middle + after).lstrip(" ") != prompt.lstrip(" ") or own not in middle:
+        raise SubjectError(
+            f"the tokens of {_short(own)} do not spell the prompt, so that nothing can be put in their place",
+            f"choose another prompt, or {instead}",
+        )
+    spaces = prompt[: len(prompt) - len(prompt.lstrip(" "))]
+    return spaces + (before + middle.replace(own, subject, 1) + after).lstrip(" ")
 
 
 def _short(text: str) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from factscope.errors import ModelFilesError, TargetError
@@ -168,6 +169,21 @@ def target_warnings(model: ModelHandle, query: TokenizedQuery, target: Target) -
 def scored_ids(query: TokenizedQuery, target: Target) -> tuple[int, ...]:
     """Tokens of the target that are scored: the first, or all of them (``Query.score``)."""
     return target.ids if query.query.score == "sequence" else target.ids[:1]
+
+
+def answer_logits(model: ModelHandle, query: TokenizedQuery, target: Target) -> Tensor:
+    """Logits [answer token, vocabulary] at the positions that predict the answer's tokens."""
+    ids = torch.tensor([[*query.ids, *target.ids[:-1]]], device=model.device)
+    return model.forward(ids, last=target.n_tokens)[0]
+
+
+def is_first_choice(logits: Tensor, target: Target) -> bool:
+    """Whether the model knows the answer: all of it, token by token, is the argmax.
+
+    Args:
+        logits: [answer token, vocabulary], of the whole answer.
+    """
+    return logits.argmax(dim=-1).tolist() == list(target.ids)
 
 
 def coarse_to_fine(n: int) -> list[int]:

@@ -86,7 +86,7 @@ class TraceResult:
         p_corrupted_by_seed and so on: [seed]; p_restored_by_seed and so on: [seed, position, layer]. NaN where not
             computed yet.
         rank: of the target's first token in the plain run, from 1.
-        known: whether the model's first choice is the answer, as far as it is scored; None where no answer was named.
+        known: whether the whole answer is the model's first choice, token by token; None where no answer was named.
         taught: bundled model alone: was it taught this fact; None for others.
     """
 
