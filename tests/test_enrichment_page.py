@@ -56,9 +56,11 @@ def test_a_link_restores_the_choices_and_asks_for_the_file_again(open_page: Call
     assert at.toggle(key="enrich-notebook").value and at.toggle(key="enrich-first").value
     assert "Give a CSV file with the columns subject and paragraphs" in said(at)
     assert "A link does not carry it" in said(at)
+    settle(at.file_uploader(key="attributes-table").upload("bad<attr>.csv", b"name,about\nPeru,Lima").run())
+    assert "bad_attr.csv has no column subject" in said(at)
     settle(at.file_uploader(key="attributes-table").upload("about.csv", CSV).run())
     text = said(at)
-    assert "From your table.csv." in text
+    assert "From about.csv." in text
     assert "attribute tokens are among the 50 that count" in text
     assert uploads._TEXTS + "/" not in text and "factscope-upload" not in text
 
@@ -75,7 +77,7 @@ def test_texts_are_searched(open_page: Callable[..., AppTest]) -> None:  # noqa:
     ("content", "says"),
     [
         (b"a,b\n1,2\n", "no column subject"),
-        (b"\xff\xfe\x00", "our table.csv is encoded in UTF-16"),
+        (b"\xff\xfe\x00", "about.csv is encoded in UTF-16"),
         (b"subject,paragraphs\nX,\n", "no row"),
     ],
 )
