@@ -121,7 +121,7 @@ def _read(source: str) -> Callable[[Any, Sequence[Any]], Finding | None]:
         if result is None or isinstance(result, Finding):
             return result
         if source not in result.sources:
-            return Finding(beats=None, effect=f"This prompt has no {source} tokens.")
+            return Finding(beats=None, effect=_no(source))
         return read(result, source, *_null(result, query, choice, prediction))
 
     return find
@@ -176,6 +176,14 @@ def read(result: Any, source: str, null: np.ndarray | None, named: str) -> Findi
     )
 
 
+def _no(source: str) -> str:
+    """Why there is nothing to be told of a set of tokens."""
+    named = state.view().fact.subject
+    if source == "subject" and named:
+        return f"“{named}” was not found in the prompt: see above."
+    return "No subject is named." if source == "subject" else f"This prompt has no {source} tokens."
+
+
 def _effect(result: Any, source: str, j: int) -> str:
     i = result.sources.index(source)
     moved = f"p {probability(result.p_base)} \u2192 {probability(float(result.p_knockout[i, j]))}"
@@ -185,7 +193,7 @@ def _effect(result: Any, source: str, j: int) -> str:
 def _enriched(prediction: Any, wordings: Sequence[Any]) -> Finding | None:
     """Does the subject's last token speak for its attributes?"""
     if prediction.query.subject is None:
-        return Finding(beats=None, effect=_NO_SUBJECT)
+        return Finding(beats=None, effect=_no("subject"))
     spec = requests.enrichment(EnrichChoice(), "bundled")
     result = _result("evidence-rates", "subject_enrichment", prediction, spec, 2)
     return result if result is None or isinstance(result, Finding) else enriched(result)
@@ -246,7 +254,7 @@ def extracted(result: Any, null: Any, named: str) -> Finding:
 def _restorable(prediction: Any, wordings: Sequence[Any]) -> Finding | None:
     """Does one clean state of the subject bring the answer back when the subject is corrupted?"""
     if prediction.query.subject is None:
-        return Finding(beats=None, effect=_NO_SUBJECT)
+        return Finding(beats=None, effect=_no("subject"))
     choice = TraceChoice()
     spec, passes = requests.trace(choice, "hidden"), requests.trace_passes(prediction, choice)
     result = _result("evidence-trace", "causal_tracing", prediction, spec, passes)
@@ -283,7 +291,6 @@ def restorable(result: Any) -> Finding:
     )
 
 
-_NO_SUBJECT = "This prompt has no subject tokens."
 STEPS: tuple[Step, ...] = (
     Step(name="known?", find=_known, untold=True),
     Step(name="relation read?", find=_read("relation"), page="../pages/flow.py", title="Flow"),

@@ -320,13 +320,20 @@ def verdict(prediction: Any) -> tuple[parts.Tone, list[str]]:
     return "warn", lines if prediction.taught is not False else [_NOT_TAUGHT, *lines]
 
 
+def _way_out(fact: Query) -> str:
+    """Where on the page a subject that was refused can be set right."""
+    if fact.subject and fact.occurrence is None and fact.prompt.count(fact.subject) > 1:
+        return "Its number goes into Options, top right; or click the subject's first and last token above."
+    return "Or click the subject's first and last token above."
+
+
 def _judgement(reading: runs.Reading) -> None:
     """The verdict and what else must be said, before any effect is drawn."""
     snapshot = reading.snapshot
     if reading.refusal is not None:
         parts.note(
             "warn",
-            [messages.sentence(reading.refusal), "Or click the subject's first and last token above."],
+            [messages.sentence(reading.refusal), _way_out(state.view().fact)],
             key="refusal",
         )
     if snapshot.state == "failed" and snapshot.error is not None:

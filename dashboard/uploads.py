@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from factscope.datasets.attributes import BUNDLED, SUFFIXES
 from factscope.errors import DatasetError
 
 MAX_FILES = 200
-_TABLE, _TEXTS = "your table.csv", "your texts"
+_TABLE, _TEXTS = "your table", "your texts"
+_LONGEST_NAME = 60
 _LABELS: dict[AttributeSource, str] = {"table": "A CSV file: subject, paragraphs", "texts": "Text files, all at once"}
 
 
@@ -56,9 +58,16 @@ def _kept(files: Sequence[Any], several: bool) -> str:
     digest = hashlib.sha256()
     for name, content in contents:
         digest.update(f"{name} {len(content)} ".encode("utf-8", "surrogatepass") + content)
+    table = _plain_name(contents[0][0])
     place = Path(_folder().name) / digest.hexdigest()[:16] / _TEXTS
     if not place.exists():
         place.mkdir(parents=True)
         for i, (_, content) in enumerate(contents):
-            (place / (f"{i}.txt" if several else _TABLE)).write_bytes(content)
-    return str(place if several else place / _TABLE)
+            (place / (f"{i}.txt" if several else table)).write_bytes(content)
+    return str(place if several else place / table)
+
+
+def _plain_name(name: str) -> str:
+    """The name of a visitor's table, by which errors call it: letters, digits and a few marks, nothing else."""
+    stem = re.sub(r"[^\w ()+-]+", "_", Path(name).stem)[:_LONGEST_NAME].strip(" _")
+    return f"{stem or _TABLE}.csv"

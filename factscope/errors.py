@@ -30,7 +30,7 @@ class FactScopeError(Exception):
 
     Args:
         what: the offending value and why it cannot be used, as one clause without a final stop.
-        try_: what to do instead, as one clause without a final stop.
+        try_: what to do instead, as one clause without a final stop; a question ends in its mark.
     """
 
     exit_status = 2
@@ -38,7 +38,8 @@ class FactScopeError(Exception):
     def __init__(self, what: str, try_: str = "") -> None:
         self.what = what
         self.try_ = try_
-        super().__init__(f"{what}; {try_}." if try_ else f"{what}.")
+        sentence = f"{what}; {try_}" if try_ else what
+        super().__init__(sentence if sentence.endswith("?") else f"{sentence}.")
 
 
 class InputError(FactScopeError):

@@ -777,7 +777,7 @@ def _suggestion(prompt: str, subject: str) -> str:
     """What to try for a subject that is not there: the same words in other letters, or words much like them."""
     loose = _occurrences_in_form(prompt, subject, _loosely)
     if loose:
-        return f"did you mean {_quote(prompt[slice(*loose[0])])}"
+        return f"did you mean {_quote(prompt[slice(*loose[0])])}?"
     borders = [(found.start(), found.end()) for found in re.finditer(r"\S+", prompt)]
     n_words = len(subject.split())
     groups = [
@@ -785,7 +785,7 @@ def _suggestion(prompt: str, subject: str) -> str:
         for first, last in zip(borders, borders[n_words - 1 :], strict=False)
     ]
     close = difflib.get_close_matches(subject, groups, n=1, cutoff=_SUGGESTION_LIKENESS)
-    return f"did you mean {_quote(close[0])}" if close else "copy the subject from the prompt"
+    return f"did you mean {_quote(close[0])}?" if close else "copy the subject from the prompt"
 
 
 # ------------------------------------------------------------------------------------------------- finding characters

@@ -141,7 +141,15 @@ def _curve(prediction: Any) -> None:
         height=240,
         legend=60,
     )
-    messages.show_warnings([w for w in found.value.warnings if w not in prediction.warnings])
+    messages.show_warnings(_told([w for w in found.value.warnings if w not in prediction.warnings]))
+
+
+def _told(warnings: list[str]) -> list[str]:
+    """Warnings of the curve; where no control can be drawn, the null that there is instead."""
+    if state.view().flow.null == "weights":
+        return [w for w in warnings if not w.startswith("no control")]
+    other = "; choose random weights as the null (top right)" if model_drawer.may_be_random() else ""
+    return [f"{w}{other}" if w.startswith("no control") else w for w in warnings]
 
 
 def _detail(prediction: Any, grid: Any) -> None:

@@ -7,13 +7,16 @@ from typing import Any
 import streamlit as st
 
 from dashboard import compare, counterfactual, figures, messages, panels, parts, requests, runs, state
-from dashboard.link import MAX_NAME, MAX_SAMPLES, Sever, TraceSite, seeds
+from dashboard.link import MAX_NAME, MAX_SAMPLES, MAX_SEEDS, Sever, TraceSite, seeds
+from factscope.errors import SpecError
 
 PANELS: dict[TraceSite, str] = {"hidden": "State restored", "mlp": "MLP restored", "attention": "Attention restored"}
 SHORT: dict[TraceSite, str] = {"hidden": "state", "mlp": "MLP", "attention": "attention"}
 SEVERED: dict[Sever, str] = {"none": "nothing", "mlp": "MLP", "attention": "attention"}
 MEASURES = {"probability": "p", "log_odds": "log-odds", "logit_difference": "logit − foil"}
 NOISES = ["s3", "s2", "s1", "0.1", "u0.5", "m", "t5", "rome:gpt2-xl", "rome:gpt-j", "hase:gpt-j", "hase:other"]
+
+_REFUSED = "trace-seeds-refused"
 
 
 def draw() -> None:
@@ -107,6 +110,7 @@ def _controls(prediction: Any) -> None:
     _segmented(sever, "Severed", "sever", SEVERED, choice.sever, "At the restored token, these updates stay corrupted.")
     known = {k: word for k, word in MEASURES.items() if k != "logit_difference" or prediction.query.query.foil}
     _segmented(measure, "Effect in", "measure", known, _measure(prediction), "The logit difference needs a foil.")
+    _show_refused()
 
 
 def _segmented(place: Any, label: str, name: str, options: dict[Any, str], value: str, help_text: str) -> None:
@@ -123,9 +127,25 @@ def _segmented(place: Any, label: str, name: str, options: dict[Any, str], value
 
 
 def _read_seeds() -> None:
-    found = seeds(str(st.session_state["trace-seeds"]))
-    if found is not None:
+    typed = str(st.session_state["trace-seeds"])
+    found = seeds(typed)
+    if found is None:
+        st.session_state[_REFUSED] = typed, state.view()
+    else:
         state.choose("trace", seeds=found)
+
+
+def _show_refused() -> None:
+    """What was typed as seeds and cannot be used, until something else is chosen."""
+    typed, before = st.session_state.get(_REFUSED, ("", None))
+    if before == state.view():
+        kept = ", ".join(map(str, before.trace.seeds))
+        messages.show_error(
+            SpecError(
+                f"seeds {typed!r} cannot be used: they are no different whole numbers from 0 to {2**32 - 1:,}",
+                f"write up to {MAX_SEEDS}, such as 1, 2, 3; until then the figures are those of {kept}",
+            )
+        )
 
 
 def _more(prediction: Any) -> None:

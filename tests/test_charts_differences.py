@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -140,6 +142,51 @@ def test_two_figures_are_locked_to_one_scale_and_stay_so_in_the_other_theme() ->
     assert scales(left.themed("dark").spec) == scales(left.spec)
     assert left.themed("dark").spec["config"]["background"] == THEMES["dark"].background
     assert scales(a.spec)["x"] == {(-0.3, 2.3)}, "locking changed the figure that it was given"
+
+
+def legend_of(figure: charts.Figure) -> dict:
+    return next(
+        c["legend"] for c in (layer["encoding"].get("color", {}) for layer in figure.spec["layer"]) if c.get("legend")
+    )
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_locked_maps_have_one_legend_whose_marks_do_not_run_into_each_other(theme: str) -> None:
+    trained = np.array([[-1.5, 0.2], [0.4, 2.0]])
+    a, b = (charts.head_map(values, (0, 1), answer="Paris", theme=theme) for values in (trained, trained / 130))  # type: ignore[arg-type]
+    sides = charts.lock(a, b)
+    for side in (*sides, *(one.themed("dark") for one in sides)):
+        assert legend_of(side)["values"] == [-2.0, -1.0, 0.0, 1.0, 2.0]
+        said = export.svg(side)
+        for label in ("\u22122", "\u22121", "+1", "+2"):
+            assert f">{label}</text>".encode() in said
+        assert b">+0.015</text>" not in said
+    assert legend_of(b)["values"][-1] < 0.1, "locking changed the figure that it was given"
+
+
+def test_a_locked_legend_takes_each_end_from_the_side_that_it_comes_from() -> None:
+    grid = np.full((12, 4), 0.3)
+    known = charts.trace_map(tokens(), LAYERS, grid, site="hidden", corrupted=0.2, clean=0.9, answer="Paris")
+    unknown = charts.trace_map(tokens(), LAYERS, grid, site="hidden", corrupted=0.001, clean=0.002, answer="Paris")
+    for side in charts.lock(known, unknown):
+        assert legend_of(side)["values"] == [0.001, pytest.approx(0.55), 0.9]
+        said = export.svg(side).decode()
+        assert "\u2264 0.001</text>" in said and "\u2265 0.90</text>" in said and ">0.55</text>" in said
+        assert "\u2264 0.20" not in said
+
+
+def test_tokens_of_two_prompts_leave_room_for_both_positions() -> None:
+    wide = [replace(token, place="114|111") for token in tokens()]
+    a, b = grids("percent")
+    xs = []
+    for rows in (tokens(), wide):
+        shown = charts.difference_map(rows, LAYERS, a, b, quantity="percent", what="p")
+        labels = [layer["encoding"]["x"]["value"] for layer in shown.spec["layer"]
+                  if layer["encoding"].get("text", {}).get("field") == "token"]  # fmt: skip
+        places = [layer["encoding"]["x"]["value"] for layer in shown.spec["layer"]
+                  if layer["encoding"].get("text", {}).get("field") == "place"]  # fmt: skip
+        xs.append(places[0] - labels[0])
+    assert xs[0] >= 3 * 5.5 and xs[1] >= 7 * 5.5
 
 
 def scales(spec: dict) -> dict[str, set[tuple[float, float]]]:

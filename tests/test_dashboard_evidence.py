@@ -170,7 +170,7 @@ def test_every_step_has_effect_null_and_a_link(open_page: OpenPage) -> None:
 
 def test_a_prompt_without_a_subject_says_what_is_missing(open_page: OpenPage) -> None:
     lines = strip(open_page(prompt="As everybody has heard, the capital is"))
-    assert lines["subject read?"][1] == "This prompt has no subject tokens."
+    assert lines["subject read?"][1] == "No subject is named."
 
 
 def test_the_strip_gives_way_to_a_and_b(open_page: OpenPage) -> None:

@@ -276,8 +276,13 @@ def test_seeds_are_typed(open_page: Callable[..., AppTest]) -> None:
     at = open_page("trace", **JAPAN, samples="1")
     settle(at.text_input(key="trace-seeds").set_value("2, 5").run())
     assert at.session_state["factscope-view"].trace.seeds == (2, 5)
-    settle(at.text_input(key="trace-seeds").set_value("two").run())
+    assert "cannot be used" not in said(at)
+    settle(at.text_input(key="trace-seeds").set_value("1,x").run())
     assert at.session_state["factscope-view"].trace.seeds == (2, 5)
+    assert "Seeds '1,x' cannot be used" in said(at) and "the figures are those of 2, 5" in said(at)
+    settle(at.text_input(key="trace-seeds").set_value("7").run())
+    assert at.session_state["factscope-view"].trace.seeds == (7,)
+    assert "cannot be used" not in said(at)
 
 
 SECOND = {"cf-subject": "Peru", "cf-site": "mlp", "cf-measure": "probability", "cf-direction": "into_other"}
@@ -335,3 +340,17 @@ def test_a_second_click_on_a_cell_is_answered(monkeypatch: pytest.MonkeyPatch) -
     kept["chart-y"] = SimpleNamespace(selection={"cell": []})
     panels._point("chart-y")
     assert len(moved) == 4, "nothing was ever clicked there"
+
+
+def test_a_short_prompt_is_told_which_null_it_can_have(open_page: Callable[..., AppTest]) -> None:
+    at = open_page("flow", prompt="Tokyo Tower of Seattle is", subject="Tokyo Tower of Seattle")
+    assert "too few to match" in said(at) and "choose random weights as the null (top right)" in said(at)
+    assert "too few to match" not in said(open_page("flow", prompt="The capital of Japan is", subject="Japan",
+                                                    null="weights"))  # fmt: skip
+
+
+@pytest.mark.parametrize(("subject", "way"), [("Japan", "Options, top right"), ("Peru", "Or click the subject")])
+def test_a_refused_subject_comes_with_the_way_out(open_page: Callable[..., AppTest], subject: str, way: str) -> None:
+    at = open_page(prompt="Japan and the capital of Japan is", subject=subject)
+    assert way in said(at)
+    assert f"“{subject}” was not found in the prompt" in said(at) or subject == "Japan"

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 from dashboard import link, requests, uploads
 from dashboard.link import EnrichChoice, View
 from factscope import charts
+from factscope.charts import export
 from factscope.experiments.subject_enrichment import MEAN_EMBEDDING
 from factscope.store import from_json, to_json
 from tests.test_dashboard_pages import open_page, said, settle, tiny  # noqa: F401  # two are fixtures
@@ -55,9 +56,11 @@ def test_a_link_restores_the_choices_and_asks_for_the_file_again(open_page: Call
     assert at.toggle(key="enrich-notebook").value and at.toggle(key="enrich-first").value
     assert "Give a CSV file with the columns subject and paragraphs" in said(at)
     assert "A link does not carry it" in said(at)
+    settle(at.file_uploader(key="attributes-table").upload("bad<attr>.csv", b"name,about\nPeru,Lima").run())
+    assert "bad_attr.csv has no column subject" in said(at)
     settle(at.file_uploader(key="attributes-table").upload("about.csv", CSV).run())
     text = said(at)
-    assert "From your table.csv." in text
+    assert "From about.csv." in text
     assert "attribute tokens are among the 50 that count" in text
     assert uploads._TEXTS + "/" not in text and "factscope-upload" not in text
 
@@ -74,7 +77,7 @@ def test_texts_are_searched(open_page: Callable[..., AppTest]) -> None:  # noqa:
     ("content", "says"),
     [
         (b"a,b\n1,2\n", "no column subject"),
-        (b"\xff\xfe\x00", "our table.csv is encoded in UTF-16"),
+        (b"\xff\xfe\x00", "about.csv is encoded in UTF-16"),
         (b"subject,paragraphs\nX,\n", "no row"),
     ],
 )
@@ -151,6 +154,19 @@ def test_a_subject_that_does_not_beat_its_null_has_no_peak() -> None:
     assert lines.grey.all() and lines.grey_line.all()
     assert "reaches" not in figure.sentence
     assert "subject-last, mean-embedding stay within" in figure.sentence.lower()
+
+
+def test_series_that_do_not_beat_their_null_can_still_be_told_apart() -> None:
+    figure = charts.sublayer_knockout(
+        (0, 1), {"mlp": [0.0, 1.0], "attention": [1.0, 1.0]},
+        base_rate=1.0, base_other_rates=(0.0, 2.0), ceiling=10, read_layer=1, window=1,
+    )  # fmt: skip
+    drawn = export.svg(figure).decode()
+    for layer in figure.spec["layer"][-2:]:
+        colour = layer["encoding"]["color"]
+        dull = [one["value"] for one in colour["condition"]]
+        assert len(set(dull)) == 2 and not set(dull) & {*colour["scale"]["range"]}, "a dull tint of the own hue"
+        assert all(f'"{tint}"' in drawn for tint in dull), "in the drawn figure, not only in the spec"
 
 
 @pytest.mark.parametrize(("base", "grey"), [(6.0, False), (2.0, True), (1.0, True)])

@@ -81,8 +81,8 @@ REFUSED: dict[str, tuple[str, list[Case]]] = {
         "is not in the prompt; ",
         [
             ("other", prompt(PROMPT, "--subject", "Louvre"), '"Louvre"'),
-            ("case", prompt(PROMPT, "--subject", "eiffel tower"), 'did you mean "Eiffel Tower"'),
-            ("typo", prompt(PROMPT, "--subject", "Eiffel Towr"), 'did you mean "Eiffel Tower"'),
+            ("case", prompt(PROMPT, "--subject", "eiffel tower"), 'did you mean "Eiffel Tower"?'),
+            ("typo", prompt(PROMPT, "--subject", "Eiffel Towr"), 'did you mean "Eiffel Tower"?'),
             ("nul", prompt(PROMPT, "--subject", "\0"), "<U+0000>"),
             ("surrogate", prompt(PROMPT, "--subject", "\ud800"), "<U+D800>"),
             ("cjk", prompt(PROMPT, "--subject", "東京"), '"東京"'),

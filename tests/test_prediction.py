@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 
 import pandas as pd
@@ -13,10 +14,11 @@ from tiny_models import build, tiny_tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from factscope import load
 from factscope.errors import FactScopeError, SpecError, TargetError
 from factscope.experiments import prediction
 from factscope.experiments.prediction import PredictionSpec
-from factscope.models.handle import build_handle
+from factscope.models.handle import ModelHandle, build_handle
 from factscope.queries import Query
 from factscope.tokens import answer_target, tokenize
 
@@ -111,6 +113,28 @@ def test_a_continuation_is_greedy_and_stops_in_time(found: prediction.Prediction
 
 def test_only_the_bundled_model_was_taught(found: prediction.Prediction) -> None:
     assert found.taught is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "hint"),
+    [
+        ("The capital of Japan is", "tokyo", "Did you mean the answer 'Tokyo'?"),
+        ("The capital of Japan is Tokyo", "Tokyo", "The prompt ends in the answer 'Tokyo' already"),
+        ("The capital of Japan is", "Tokyo", ""),
+        ("The capital of Japan is", "Beijing", ""),
+        ("Miles Davis plays the trumpet", "pet", ""),
+    ],
+)
+def test_an_answer_that_was_probably_meant_otherwise_is_hinted_at(prompt: str, answer: str, hint: str) -> None:
+    said = prediction.run(bundled(), Query(prompt=prompt, answer=answer)).warnings
+    hints = [w for w in said if w.startswith(("Did you mean", "The prompt ends"))]
+    assert hints == ([] if not hint else [w for w in said if hint in w])
+    assert bool(hints) == bool(hint)
+
+
+@functools.cache
+def bundled() -> ModelHandle:
+    return load("bundled")
 
 
 def test_a_foil_has_a_probability(found: prediction.Prediction) -> None:

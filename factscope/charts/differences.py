@@ -124,6 +124,7 @@ def difference_map(
         tick_labels=(f"\u2264 {named[0]}", *named[1:4], f"\u2265 {named[4]}") if beyond else named,
         value_title=TITLE,
         axis_title=axis_title,
+        place=max((len(token.place) for token in tokens), default=0),
     )
     words = np.vectorize(lambda v, x, y: _written(v, x, y, quantity), otypes=[object])(grid, left, right)
     return Figure(
@@ -340,6 +341,8 @@ def lock(a: Figure, b: Figure) -> tuple[Figure, Figure]:
     for channel in ("x", "y", "color"):
         found = [scale for spec in specs for scale in _scales(spec, channel)]
         ends = [end for scale in found for end in scale["domain"]]
+        if channel == "color" and len({tuple(scale["domain"]) for scale in found}) > 1:
+            _lock_legends(specs, min(ends), max(ends))
         for scale in found:
             scale["domain"] = [min(ends), max(ends)]
 
@@ -350,6 +353,27 @@ def lock(a: Figure, b: Figure) -> tuple[Figure, Figure]:
         replace(a, spec=specs[0], remake=lambda theme: again(0, theme)),
         replace(b, spec=specs[1], remake=lambda theme: again(1, theme)),
     )
+
+
+_APART = 0.22
+"""Marks of a legend that are nearer than this share of it would run into each other."""
+
+
+def _lock_legends(specs: Sequence[dict[str, Any]], low: float, high: float) -> None:
+    """Give figures with one scale one legend: its ends, each named as where it comes from, and what has room between.
+
+    Scales are linear here: those of ranks are the same everywhere.
+    """
+    painted = [layer.get("encoding", {}).get("color", {}) for spec in specs for layer in spec.get("layer", [])]
+    colours = [colour for colour in painted if (colour.get("legend") or {}).get("values")]
+    colours.sort(key=lambda colour: colour["legend"]["values"][0] - colour["legend"]["values"][-1])  # the widest first
+    kept = [low, high]
+    for colour in colours:
+        inner = colour["legend"]["values"][1:-1]
+        kept += [value for value in inner if all(abs(value - other) >= _APART * (high - low) for other in kept)]
+    names = "".join(colour["legend"]["labelExpr"].removesuffix("''") for colour in colours) + "''"
+    for colour in colours:
+        colour["legend"] |= {"values": sorted(kept), "labelExpr": names}
 
 
 def _scales(spec: dict[str, Any], channel: str) -> Iterator[dict[str, Any]]:

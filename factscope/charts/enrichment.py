@@ -1,10 +1,12 @@
 """Curves of subject enrichment: the attributes rate by position, and under sublayer knockout.
 
-What is no higher than for other subjects' attributes is grey, and no sentence calls it a peak.
+What is no higher than for other subjects' attributes is greyish, in a dull tint of its series' own hue, and no sentence
+calls it a peak.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from factscope.charts import text
 from factscope.charts.curves import CONTROL, CurveShape, curve_spec
 from factscope.charts.figure import Figure, remakeable
-from factscope.charts.theme import Theme, ThemeName, theme_named
+from factscope.charts.theme import Theme, ThemeName, mix, theme_named
 
 _EMBEDDING, _CLOSE = -1, 16
 """From so many layers on the embedding's name on the axis would run into its neighbours'."""
@@ -222,13 +224,24 @@ def _spec(shape: CurveShape, levels: Mapping[str, float]) -> dict[str, Any]:
     spec = curve_spec(shape)
     points = spec["layer"][-1]
     for layer, field in ((spec["layer"][-2], "grey_line"), (points, "grey")):
-        layer["encoding"]["color"]["condition"] = {"test": f"datum.{field}", "value": look.control}
+        layer["encoding"]["color"]["condition"] = [
+            {"test": f"datum.{field} && datum.series === {json.dumps(name)}", "value": _dulled(colour, look)}
+            for name, colour in zip(shape.series, shape.colours, strict=True)
+        ]
     for layer in spec["layer"]:
         axis = layer["encoding"]["x"]["axis"]
         if axis["values"][0] == _EMBEDDING and len(shape.layers) > _CLOSE:  # the figure has half a page's width
             axis["values"] = [v for v in axis["values"] if v == _EMBEDDING or v >= len(shape.layers) / _CLOSE]
     spec["layer"][-2:-2] = _levels(points["encoding"]["y"], look, list(levels))
     return spec
+
+
+_DULL = 0.55
+
+
+def _dulled(colour: str, look: Theme) -> str:
+    """A hue near the null's grey, in which a series that does not beat its null can still be told from others."""
+    return mix((colour, look.control), _DULL)
 
 
 def series_colours(names: Sequence[str], look: Theme) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ PERCENT_LIMIT = 100.0
 LOG_ODDS_LIMIT = 6.0
 RANK_LIMIT = 100_000
 ENTROPY_LIMIT = 12.0
+_PLACE, _DIGIT = 3, 5.7
+"""Characters of a position that there is room for anyway, and the pixels that one takes."""
 _LENS_TITLES: dict[LensValue, str] = {
     "top1": "What every state would say next",
     "answer": "Where {answer} appears: its probability in every state",
@@ -61,6 +63,7 @@ class GridShape:
         labelled: cells hold text.
         transpose: layers from bottom to top, tokens from left to right.
         gradient: length of the legend in pixels. most_ticks: layers that are named at most.
+        place: characters of the longest position, which the tokens leave room for.
     """
 
     layers: tuple[int, ...]
@@ -79,6 +82,7 @@ class GridShape:
     transpose: bool = False
     gradient: int = 340
     most_ticks: int = 27
+    place: int = _PLACE
 
 
 @remakeable
@@ -670,7 +674,7 @@ def _token_labels(shape: GridShape, look: Theme, step: int) -> dict[str, Any]:
         place = {"y": {"value": {"expr": "height + 17"}}}
     else:
         mark = _text_mark(align="right", font=MONO, fontSize=size, limit=150)
-        place = {"x": {"value": -38}}
+        place = {"x": {"value": -38 - round(_DIGIT * max(0, shape.place - _PLACE))}}
     return {
         "transform": [{"filter": "datum.first"}],
         "mark": mark,

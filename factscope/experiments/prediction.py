@@ -10,6 +10,8 @@ The verdict ``known`` asks for the whole answer, token by token, as the model's 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -123,6 +125,7 @@ def run(
     scored = scored_ids(seen, target)
     scores = scores_of_logits(answer[: len(scored)], scored)
     known = None if seen.query.answer is None else is_first_choice(answer, target)
+    top = _top(model, logits, spec.top_k)
     result = Prediction(
         spec=spec,
         query=seen,
@@ -132,12 +135,12 @@ def run(
         log_odds=float(scores.log_odds),
         rank=int(measures.rank(logits, target.ids[0])),
         entropy=float(measures.entropy(logits)),
-        top=_top(model, logits, spec.top_k),
+        top=top,
         continuation=continuation,
         known=known,
         taught=_taught(model, seen, continuation),
         p_foil=None if foil is None else float(measures.probability(logits, foil.id)),
-        warnings=seen.warnings + target_warnings(model, seen, target),
+        warnings=seen.warnings + target_warnings(model, seen, target) + _hints(seen, known, continuation, top),
         seconds=timed.seconds,
         passes=2 + steps,
     )
@@ -153,6 +156,21 @@ def _top(model: ModelHandle, logits: Tensor, k: int) -> tuple[TokenProbability, 
         text, display = token_text(model.tokenizer, token)
         rows.append(TokenProbability(rank=rank, id=token, text=text, display=display, probability=value))
     return tuple(rows)
+
+
+def _hints(
+    query: TokenizedQuery, known: bool | None, continuation: str, top: Sequence[TokenProbability]
+) -> tuple[str, ...]:
+    """What was probably meant by an answer that is not the model's: it is there already, or has other capitals."""
+    answer = (query.query.answer or "").strip()
+    if known is not False or not answer:
+        return ()
+    wanted = answer.casefold()
+    if re.search(rf"(?<!\w){re.escape(wanted)}$", query.query.prompt.rstrip(" .").casefold()):
+        return (f"The prompt ends in the answer {answer!r} already: let it end right before it.",)
+    said = [continuation.strip()[: len(answer)], *(token.text.strip() for token in top)]
+    meant = next((text for text in said if text.casefold() == wanted and text != answer), None)
+    return () if meant is None else (f"Did you mean the answer {meant!r}? Capitals make other tokens.",)
 
 
 def _continue(model: ModelHandle, ids: tuple[int, ...], limit: int) -> tuple[str, int]:
