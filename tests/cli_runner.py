@@ -109,7 +109,7 @@ def refused(outcome: Outcome, *fragments: str) -> None:
     lines = outcome.err.splitlines()
     assert len(lines) == 1, outcome.err
     assert lines[0].startswith("error: ")
-    assert lines[0].endswith(".")
+    assert lines[0].endswith((".", "?"))
     assert len(lines[0]) <= 1000
     assert "Traceback" not in outcome.err
     for fragment in fragments:
