@@ -68,6 +68,25 @@ def apart(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("name", DENSE)
 def test_every_evaluation_is_that_of_a_whole_forward(name: str) -> None:
     """Resumed, on recorded keys and values, the head shown what is read: values and gradients are the plain ones."""
+    evaluations_are_those_of_a_whole_forward(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bloom", "gemma2", "opt"])
+def test_rows_in_groups_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows cannot share one forward."""
+    monkeypatch.setattr(suffix.Suffix, "_together", lambda *_: None)
+    evaluations_are_those_of_a_whole_forward(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "mistral", "qwen2"])
+def test_rows_share_a_forward(name: str) -> None:
+    model = handle(name)
+    task = problems.task(model, fact(model), ROME)
+    asked = rows(model, task.fact, TEMPLATES, task.target, essence=True)
+    assert len(suffix.Suffix(model, asked, LAYER, multiplier=1.0)._groups) == 1
+
+
+def evaluations_are_those_of_a_whole_forward(name: str) -> None:
     model = handle(name)
     task = problems.task(model, fact(model, target="w17 w31"), ROME)
     asked = rows(model, task.fact, TEMPLATES, task.target, essence=True)

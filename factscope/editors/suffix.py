@@ -2,9 +2,10 @@
 
 A change of what one layer's MLP writes at one token reaches nothing below that layer and nothing before that token. So
 one ordinary forward is recorded, and every further one starts at the layer, from its recorded input, with the keys and
-values of earlier positions as they were. Rows whose edited tokens stand at other places share a forward from the first
-of these places on; which rows do is chosen so that few positions are computed twice. The head sees the positions that
-are read, no others.
+values of earlier positions as they were. All rows share a forward, each from its own edited token on: recorded keys
+and values are shifted to end there, and what is left in front of them is masked. That forward is compared with the
+recorded one; where a family gives other logits, rows share a forward from the first of their edited tokens on, and
+which rows do is chosen so that few positions are computed twice. The head sees the positions that are read, no others.
 
 What the MLP writes reaches the stream as it is, or times a number that is measured (``multiplier``); then the layer
 itself need not be run either. Behind a norm after the MLP (Gemma 2, OLMo 2) it is.
@@ -15,13 +16,14 @@ ask for no gradients, no hook is added, and nothing is left behind: the change i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -30,6 +32,8 @@ from factscope.editors.prompts import Rows
 from factscope.interventions.weights import WeightDelta, overlay
 from factscope.models.dispatch import Plan, Stopped
 from factscope.models.handle import ModelHandle
+
+logger = logging.getLogger(__name__)
 
 FORWARD_TOKENS = 24
 """Tokens that take as long as a forward's own overhead: below, two groups of rows are run as one."""
@@ -43,6 +47,8 @@ class _Group:
     Attributes:
         rows: which. ``at``: their edited tokens, counted from ``begin``.
         states: what enters the first block that is run. ``keys``, ``values``: of the positions before, per layer.
+        places: where the tokens stand, where rows begin at different ones. ``keep``: False for the keys in front of a
+            row's own.
     """
 
     rows: list[int]
@@ -53,6 +59,8 @@ class _Group:
     states: Tensor | None
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    places: Int[Tensor, "row position"] | None = None
+    keep: Bool[Tensor, "row 1 position key"] | None = None
 
 
 class Suffix:
@@ -89,6 +97,10 @@ class Suffix:
         if states is not None and states.dim() != 3:
             self._resumes = self._behind = False
             self._start, states, keys, values = 0, None, (), ()
+        together = self._together(states, keys, values) if cached and states is not None and keys else None
+        if together is not None:
+            self._groups = [together]
+            return
         parted = _parted(rows, cached and bool(keys))
         self._groups = [self._group(chosen, begin, states, keys, values) for chosen, begin in parted]
 
@@ -132,7 +144,7 @@ class Suffix:
         return self._run(lambda group: (changes, group.states))
 
     def _run(self, change: Callable[[_Group], tuple[dict[int, Added], Tensor | None]]) -> Tensor:
-        parts = []
+        parts, layers = [], range(self._start, self._model.info.n_layers)
         for group in self._groups:
             added, states = change(group)
             plan = Plan(
@@ -141,8 +153,10 @@ class Suffix:
                 added=self._with_overlay(added),
                 embedding=None if self._resumes or self._noise is None else self._noise.on(group.rows),
                 read=group.read,
+                keep={} if group.keep is None else dict.fromkeys(layers, group.keep),
             )
-            logits = self._model.forward(group.ids, plan, cache=self._cache(group), gradients=True)
+            cache = self._cache(group)
+            logits = self._model.forward(group.ids, plan, cache=cache, positions=group.places, gradients=True)
             if self._model.parts.wiring.head is None:
                 logits = logits.gather(1, group.read[..., None].expand(-1, -1, logits.shape[-1]))
             parts.append(logits)
@@ -165,9 +179,10 @@ class Suffix:
             capture=frozenset({site}),
             added=self._overlay,
             embedding=None if self._noise is None else self._noise.on(range(len(self._rows.at))),
+            read=self._rows.read,
         )
         cache: Any = DynamicCache() if cached else None
-        self._model.forward(self._rows.ids, plan, cache=cache, last=1)
+        self._recorded = self._model.forward(self._rows.ids, plan, cache=cache)
         if cache is None:
             return plan.captured[site], (), ()
         return plan.captured[site], tuple(e.keys for e in cache.layers), tuple(e.values for e in cache.layers)
@@ -192,6 +207,48 @@ class Suffix:
             keys=tuple(one[chosen, :, :begin] for one in keys),
             values=tuple(one[chosen, :, :begin] for one in values),
         )
+
+    def _together(self, states: Tensor, keys: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> _Group | None:
+        """All rows in one forward, each from its edited token on; None where that gives other logits."""
+        rows, model = self._rows, self._model
+        begins = torch.tensor(rows.at, device=states.device)
+        lengths = torch.tensor(rows.lengths, device=states.device)
+        front, length = int(begins.max()), int((lengths - begins).max())
+        if front == 0 or model.parts.wiring.head is None or not model.capabilities["knockout"].ok:
+            return None
+        steps = torch.arange(length, device=states.device)
+        places = torch.minimum(begins[:, None] + steps, lengths[:, None] - 1)
+        earlier = torch.arange(front, device=states.device) - (front - begins[:, None])  # negative: in front of a row
+
+        def shifted(one: Tensor) -> Tensor:
+            where = earlier.clamp(min=0)[:, None, :, None].expand(-1, one.shape[1], -1, one.shape[3])
+            return one.gather(2, where)
+
+        own = torch.ones(length, length, dtype=torch.bool, device=states.device).expand(len(rows.at), 1, -1, -1)
+        before = (earlier >= 0)[:, None, None].expand(-1, 1, length, -1)
+        group = _Group(
+            rows=list(range(len(rows.at))),
+            begin=front,
+            ids=rows.ids.gather(1, places),
+            at=torch.zeros_like(begins),
+            read=rows.read - begins[:, None],
+            states=states.gather(1, places[..., None].expand(-1, -1, states.shape[-1])),
+            keys=tuple(map(shifted, keys)),
+            values=tuple(map(shifted, values)),
+            places=places,
+            keep=torch.cat([before, own.tril()], dim=-1),
+        )
+        self._groups = [group]
+        try:
+            with torch.no_grad():
+                found = self._run(lambda group: ({}, group.states))
+        except Exception as error:  # any failure: rows that begin alike go together
+            logger.debug("%s: no common forward (%s)", model.info.name, error)
+            return None
+        half = model.info.dtype in ("bfloat16", "float16")
+        share = max(1e-4, 8 * float(torch.finfo(getattr(torch, model.info.dtype)).eps)) if half else 1e-4
+        off = float((found - self._recorded).abs().max())
+        return group if off <= share * max(1.0, float(self._recorded.abs().max())) else None
 
     def _cache(self, group: _Group) -> DynamicCache | None:
         """A fresh shell around the recorded keys and values, since a forward writes into it."""
