@@ -286,12 +286,12 @@ def read_file(model: ModelHandle, path: Path, layer: int, *, alone: bool = True)
 def _npz(path: Path) -> tuple[Tensor, int]:
     """The sum of ``k k'`` over the number of tokens, from a file of ROME's or MEMIT's."""
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             total, count = data["mom2.mom2"], int(data["mom2.count"])
             if total.ndim != 2 or total.dtype.kind != "f" or count < 1:
                 raise ValueError("mom2.mom2 is no matrix of numbers, or mom2.count is not positive")
             return torch.from_numpy(total.astype(np.float32)) / count, count
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DatasetError(
             f"{path.name!r} cannot be read as statistics ({error})"[:300],
             "give an .npz file of ROME or MEMIT with mom2.mom2 and mom2.count",
