@@ -456,7 +456,8 @@ def test_presets_are_the_published_constants() -> None:
     assert isinstance(mass, MemitSpec) and mass.layers == (3, 4, 5, 6, 7, 8) and mass.steps == 25
     assert mass.covariance_weight * 16_384 == pytest.approx(15_000)
     assert presets.preset("hase-paper", "rome", "error-injection", gptj).kl_factor == 1.0  # type: ignore[union-attr]
-    assert presets.preset("hase-code", "rome", "fact-forcing", gptj).learning_rate == 0.05
+    forced = presets.preset("hase-code", "rome", "fact-forcing", gptj)
+    assert (forced.learning_rate, forced.noise, forced.noise_at) == (0.05, "hase:gpt-j", "compat")
     assert presets.preset("hase-paper", "rome", "fact-forcing", gptj).learning_rate == 0.5
     bounds = {
         (name, problem, layers): presets.preset(name, "ft", problem, gptj, layers).bound  # type: ignore[union-attr]
@@ -469,6 +470,36 @@ def test_presets_are_the_published_constants() -> None:
     assert [bounds["hase-code", "tracing-reversal", w] for w in ((5,), (3, 4, 5, 6, 7))] == [1e-3, 1e-3]
     assert [bounds["hase-code", "fact-amplification", w] for w in ((5,), (3, 4, 5, 6, 7))] == [5e-5, 1e-5]
     assert presets.preset("hase-paper", "ft", "error-injection", info).bound == 1e-3  # type: ignore[union-attr]
+
+
+def test_the_bundled_model_has_its_own_presets() -> None:
+    info = replace(handle("gpt2").info, name="bundled", n_layers=8)
+    for method in presets.METHODS:
+        spec = presets.preset("bundled", method, "error-injection", info)
+        assert not presets.doubts(spec, info) and max(spec.layers) < 8
+        assert presets.doubts(
+            presets.preset("memit" if method == "memit" else "rome", method, "error-injection", info), info
+        )
+    spec = presets.preset("bundled", "rome", "error-injection", info)
+    assert isinstance(spec, RomeSpec)
+    assert (spec.clamp_reference, spec.stop_on, spec.stop) == ("residual", "nll", 0.02)
+
+
+@pytest.mark.slow
+def test_the_bundled_presets_change_facts_of_the_bundled_model() -> None:
+    """One fact of the half that chose nothing, by each method: the target is said, a neighbour keeps its answer."""
+    from factscope.models.loading import load
+
+    model = load("bundled")
+    asked = EditFact(prompt="The {} is located in the city of", subject="Eiffel Tower", target="Rome", answer="Paris")
+    for method in presets.METHODS:
+        spec = presets.preset("bundled", method, "error-injection", model.info)
+        made = compute.edit(model, [asked], spec)
+        edited = with_edits(model, [made])
+        for subject, before, after in (("Eiffel Tower", "Paris", "Rome"), ("Colosseum", "Rome", "Rome")):
+            ids = torch.tensor([model.tokenizer(f"The {subject} is located in the city of")["input_ids"]])
+            tops = [model.tokenizer.decode(int(one.forward(ids, last=1).argmax())).strip() for one in (model, edited)]
+            assert tops == [before, after], (method, subject)
 
 
 def test_presets_of_other_models_say_so() -> None:
