@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.references import Cell, window
+from factscope.editors.prompts import Rows
+from factscope.editors.suffix import Suffix
 from factscope.interventions import engine
 from factscope.interventions.attention import Cut
 from factscope.interventions.base import Base, Noise, Update, record_base
@@ -64,6 +66,20 @@ def zero(
     base = record_base(model, ids, updates=(site,))
     runs = [_replaced(model, cell, site, size, None) for cell in cells]
     return _probabilities(engine.run(model, base, runs), cells, target)
+
+
+def value_steps(
+    model: ModelHandle, rows: Rows, target: int, layer: int, changes: Sequence[Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Steps of ROME's optimisation: for every change the target's probabilities, and the gradient of the loss."""
+    found = []
+    suffix = Suffix(model, rows, layer, multiplier=1.0)
+    for change in changes:
+        given = change.detach().clone().requires_grad_()
+        log_p = suffix.with_value(given)[:, 0].log_softmax(dim=-1)
+        loss = -log_p[:-1, target].mean() + (log_p[-1].exp() * log_p[-1]).sum()
+        found.append((log_p[:-1, target].detach().exp(), torch.autograd.grad(loss, given)[0]))
+    return found
 
 
 def lens(model: ModelHandle, ids: Sequence[int], top_k: int, target: int) -> Distribution:

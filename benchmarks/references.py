@@ -146,6 +146,34 @@ def zero_cell(model: Any, ids: Tensor, cell: Cell, target: int, *, site: str, si
         return float(_p(logits[:, -1], target)[0])
 
 
+def value_step(
+    model: Any, ids: Tensor, at: Sequence[int], read: Sequence[int], target: int, layer: int, change: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of ROME's optimisation: a vector added to an MLP's output at one token of every row.
+
+    The last row is about the subject's essence, the others ask for the target at ``read``. A full forward, logits at
+    all positions.
+
+    Returns:
+        The target's probability in every row that asks for it, and the gradient of their mean log-probability and of
+        the divergence in the last row.
+    """
+    change = change.detach().clone().requires_grad_()
+    where = list(range(len(at)))
+
+    def add(output: Tensor) -> Tensor:
+        moved = output.clone()
+        moved[where, list(at)] += change
+        return moved
+
+    with torch.enable_grad(), hooked([(sublayer(blocks(model)[layer], "mlp"), add)]):
+        log_p = model(ids, use_cache=False).logits.log_softmax(dim=-1)
+        asked = log_p[where[:-1], list(read)[:-1], target]
+        essence = log_p[-1, read[-1]]
+        loss = -asked.mean() + (essence.exp() * essence).sum()
+        return asked.detach().exp(), torch.autograd.grad(loss, change)[0]
+
+
 def lens(model: Any, ids: Tensor, top_k: int, target: int) -> dict[str, Tensor]:
     """Top tokens, rank, probability and entropy of every layer and position: final norm and head, layer by layer."""
     names = ("top_ids", "top_probability", "rank", "probability", "entropy")

@@ -14,6 +14,7 @@ from benchmarks import ours, references
 from benchmarks.references import Cell
 from benchmarks.shapes import Shape
 from benchmarks.timing import interleaved, median
+from factscope.editors.prompts import Rows
 from factscope.experiments.attention_knockout import KnockoutSpec
 from factscope.experiments.attention_knockout import run as knockout
 from factscope.experiments.logit_lens import LensSpec
@@ -305,6 +306,74 @@ def lenses(shape: Shape, tokens: int, *, top_k: int = 10, **fields: Any) -> Task
         flat=True,
         **fields,
     )
+
+
+def values(shape: Shape, tokens: int, *, steps: int = 20, layer: int | None = None, **fields: Any) -> Task:
+    """Steps of ROME's search for v* on 21 contexts and the subject's essence, against full forwards of all rows.
+
+    Cells are (0, step). Both ways are given the same changes, those of a search with large steps, so that rounding does
+    not add up; the gradient is computed in each and compared by the tests of the editors.
+
+    Args:
+        layer: whose MLP writes something else; None takes as deep a one as ROME's of GPT-2 XL.
+    """
+    asked, target = _contexts(shape, tokens)
+    layer = shape.handle.info.n_layers * 17 // 48 if layer is None else layer
+    at, read = asked.at, [int(place) for place in asked.read[:, 0]]
+    changes = [torch.zeros(shape.handle.info.d_model)]
+    for _ in range(steps - 1):
+        _, gradient = references.value_step(shape.plain, asked.ids, at, read, target, layer, changes[-1])
+        changes.append(changes[-1] - 2 * gradient.sign())
+    p_base = float(references.value_step(shape.plain, asked.ids, at, read, target, layer, changes[0])[0][0])
+
+    def fast(cells: Sequence[Cell]) -> dict[Cell, float]:
+        found = ours.value_steps(shape.handle, asked, target, layer, [changes[step] for _, step in cells])
+        return {cell: float(p[0]) for cell, (p, _) in zip(cells, found, strict=True)}
+
+    def step_by_step(model: Any, cells: Sequence[Cell]) -> dict[Cell, float]:
+        double = next(model.parameters()).dtype == torch.float64
+        given = [changes[step].double() if double else changes[step] for _, step in cells]
+        found = [references.value_step(model, asked.ids, at, read, target, layer, change) for change in given]
+        return {cell: float(p[0]) for cell, (p, _) in zip(cells, found, strict=True)}
+
+    return Task(
+        experiment=f"v* of ROME, {len(at)} rows of up to {max(asked.lengths)} tokens, a step",
+        reference="a full forward and backward a step, as in ROME",
+        shape=shape,
+        tokens=tokens,
+        cells=[(0, step) for step in range(steps)],
+        fast=fast,
+        slow=lambda cells: step_by_step(shape.plain, cells),
+        exact=lambda cells: step_by_step(shape.exact(), cells),
+        p_base=p_base,
+        seed=tokens,
+        **fields,
+    )
+
+
+def _contexts(shape: Shape, tokens: int) -> tuple[Rows, int]:
+    """The prompt, ten times behind five tokens and ten times behind ten; the subject is its tokens 1..4.
+
+    The target is the model's first choice.
+    """
+    ids = shape.ids(tokens, seed=tokens)
+    generator = torch.Generator().manual_seed(tokens)
+    fronts = [0] + [5] * 10 + [10] * 10
+    given = [
+        [*torch.randint(1, shape.plain.config.vocab_size, (n,), generator=generator).tolist(), *ids] for n in fronts
+    ]
+    given.append([*ids[1:5], ids[0], ids[-1]])
+    longest = max(map(len, given))
+    with torch.no_grad():
+        order = shape.plain(torch.tensor([ids]), use_cache=False).logits[0, -1].argsort(descending=True)
+    return Rows(
+        ids=torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in given]),
+        lengths=tuple(map(len, given)),
+        subjects=tuple([(n + 1, n + 5) for n in fronts] + [(0, 4)]),
+        at=tuple([n + 4 for n in fronts] + [3]),
+        read=torch.tensor([[n + tokens - 1] for n in fronts] + [[3]]),
+        essence=True,
+    ), int(order[0])
 
 
 def bundled_knockouts(shape: Shape, tokens: int, *, size: int, **fields: Any) -> Task:

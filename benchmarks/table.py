@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from benchmarks import shapes
-from benchmarks.rows import Task, bundled_knockouts, bundled_lens, knockouts, lenses, traces, zeros
+from benchmarks.rows import Task, bundled_knockouts, bundled_lens, knockouts, lenses, traces, values, zeros
 from benchmarks.shapes import Shape
 
 SAMPLE = 16
@@ -24,6 +24,7 @@ TRACE: Marks = {8: (7.5, 11), 16: (7.5, 10), 32: (6.5, 9)}
 WINDOWS: Marks = {8: (6, 9), 16: (6, 9)}
 LENS: Marks = {8: (2.8, 4), 16: (1.7, 2.4), 32: (1.25, 1.7)}
 ZERO: Marks = {8: (10, 15), 16: (10, 15)}
+VALUE: Marks = {8: (2, 4), 12: (2, 4), 16: (2, 4), 32: (2, 4)}
 PEERS = {"attention knockout": KNOCKOUT[8][0], "causal trace": TRACE[8][0]}
 """Against other libraries: the first mark of the row."""
 
@@ -33,6 +34,7 @@ def tasks(*, mode: str, only_bundled: bool = False) -> Iterator[Task]:
     bundled = shapes.bundled()
     yield bundled_knockouts(bundled, 12, size=3, at_least=10)
     yield bundled_lens(bundled, 12)
+    yield _marked(partial(values, bundled, 12), VALUE[12])
     if only_bundled:
         return
     sample = 0 if mode == "full" else SAMPLE
@@ -46,6 +48,7 @@ def _of(shape: Shape, lengths: tuple[int, ...], sample: int, *, quick: bool) -> 
         yield _marked(partial(knockouts, shape, tokens, sample=sample), KNOCKOUT[tokens])
         yield _marked(partial(knockouts, shape, tokens, batched=True, sample=sample), KNOCKOUT_BATCHED[tokens])
         yield _marked(partial(lenses, shape, tokens), LENS[tokens])
+        yield _marked(partial(values, shape, tokens), VALUE[tokens])
         if quick and tokens > 8:
             continue
         yield _marked(partial(traces, shape, tokens, sample=min(sample, TRACE_SAMPLE)), TRACE[tokens])

@@ -663,6 +663,86 @@ def export(
 
 
 @app.command()
+def statistics(
+    layers: Annotated[str | None, typer.Option("--layers", help="Whose statistics: 5, 3-7 or 2,5.")] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Collect from this text file, or folder of .txt and .md files.")
+    ] = None,
+    texts: Annotated[
+        int | None, typer.Option("--texts", help="Draw so many texts (paragraphs) from it. [default: all]")
+    ] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only say what collecting would cost.")] = False,
+    import_: Annotated[
+        Path | None, typer.Option("--import", help="Take over a file of ROME's or MEMIT's (.npz) for one layer.")
+    ] = None,
+    remove: Annotated[str | None, typer.Option("--remove", help="Remove what has this key.")] = None,
+    model: ModelName = "bundled",
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    seed: Seed = 1,
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
+    """Second moments of MLP keys, which ROME and MEMIT need: lists, collects, takes over, removes.
+
+    Without options it lists what was collected. A collection that is stopped goes on when it is asked for again.
+    """
+    _refuse_statistics(layers, text, texts, estimate, import_, remove)
+    if out is not None:
+        output.check_out(out)
+    import pandas as pd
+
+    from factscope.editors import collecting
+    from factscope.editors.second_moments import stored
+
+    rows: list[dict[str, Any]]
+    if remove is not None:
+        rows = [collecting.remove(remove).row()]
+        _say(f"removed {rows[0]['key']}")
+    elif text is None and import_ is None:
+        rows = [entry.row() for entry in stored()]
+    else:
+        chosen = _layers("--layers", layers)
+        with _Stop() as stop:
+            if import_ is not None:
+                handle = _load(_wanted(model, revision, dtype, device), stop)
+                rows = [collecting.take_over(handle, import_, layer).row() for layer in chosen]
+            else:
+                assert text is not None
+                corpus = collecting.read_corpus(text)
+                handle = _load(_wanted(model, revision, dtype, device), stop)
+                rows = _collect(handle, corpus, chosen, texts, seed, estimate, stop)
+    _emit({"schema": 1, "command": "statistics", "rows": rows}, pd.DataFrame(rows), format, out)
+
+
+def _collect(
+    handle: Any, corpus: Any, layers: tuple[int, ...], texts: int | None, seed: int, estimate: bool, stop: _Stop
+) -> list[dict[str, Any]]:
+    """Say what it costs, and unless that is all that was asked, collect."""
+    from factscope.editors import collecting
+
+    cost = collecting.estimate(handle, corpus, layers, n_texts=texts, seed=seed)
+    for warning in cost.warnings:
+        _say(f"warning: {warning}")
+    _say(cost.sentence)
+    if estimate:
+        return [cost.row()]
+
+    def progress(done: int, total: int, partial: Any) -> None:
+        _tell(f"statistics: {done}/{total}" if done < total else "")
+        if done < total:
+            stop.check()
+
+    try:
+        return [
+            e.row() for e in collecting.collect(handle, corpus, layers, n_texts=texts, seed=seed, progress=progress)
+        ]
+    except Cancelled:
+        raise Cancelled("the collection was cancelled; what was summed is kept", "ask again to go on with it") from None
+
+
+@app.command()
 def serve(
     port: Annotated[int, typer.Option("--port", help="Port of the dashboard.")] = 8501,
     address: Annotated[str, typer.Option("--address", help="Address to listen on.")] = "127.0.0.1",
@@ -758,6 +838,36 @@ def _names(option: str, text: str | None) -> tuple[str, ...]:
     if text is not None and not names:
         raise SpecError(f"{option} {_cut(text)!r} names nothing", "name at least one, or leave the option out")
     return names
+
+
+def _layers(option: str, text: str | None) -> tuple[int, ...]:
+    """Layers as they are typed: 5, 3-7, or several of these joined by commas."""
+    if text is None:
+        raise SpecError(f"{option} is missing", "name layers from 0, such as 5 or 3-7")
+    found: list[int] = []
+    for part in _names(option, text):
+        ends = [_layer_number(option, end.strip()) for end in part.split("-", 1)]
+        if ends[0] > ends[-1]:
+            raise SpecError(f"{option} {_cut(part)!r} runs backwards", f"write {ends[-1]}-{ends[0]}")
+        if ends[-1] - ends[0] > 10_000:
+            raise SpecError(f"{option} {_cut(part)!r} names more layers than any model has", "name fewer")
+        found += range(ends[0], ends[-1] + 1)
+    return tuple(found)
+
+
+def _refuse_statistics(
+    layers: str | None, text: Path | None, texts: int | None, estimate: bool, import_: Path | None, remove: str | None
+) -> None:
+    """One thing at a time, and no option that would change nothing."""
+    asked = {"--text": text, "--import": import_, "--remove": remove}
+    given = [f"{name} {_cut(str(value))!r}" for name, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise SpecError(f"{given[0]} stands beside {given[1]}", "ask for one of them")
+    if layers is not None and text is None and import_ is None:
+        raise SpecError(f"--layers {_cut(layers)!r} stands without --text or --import", "name the text to collect from")
+    if text is None and (texts is not None or estimate):
+        named = "--estimate" if texts is None else f"--texts {texts}"
+        raise SpecError(f"{named} stands without --text", "name the text to collect from")
 
 
 def _layer_number(option: str, text: str) -> int:

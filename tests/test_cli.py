@@ -331,7 +331,8 @@ def test_a_model_is_inspected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["predict", "flow", "lens", "enrich", "extract", "heads", "compare", "models", "export", "serve"]
+    "command",
+    ["predict", "flow", "lens", "enrich", "extract", "heads", "compare", "models", "export", "statistics", "serve"],
 )
 def test_every_command_explains_itself(command: str, repository: Path) -> None:
     outcome = invoke(command, "--help")
@@ -347,7 +348,7 @@ def test_the_program_explains_itself() -> None:
     assert outcome.status == 0
     assert all(
         command in outcome.out
-        for command in ("predict", "flow", "lens", "enrich", "compare", "models", "export", "serve")
+        for command in ("predict", "flow", "lens", "enrich", "compare", "models", "export", "statistics", "serve")
     )
 
 

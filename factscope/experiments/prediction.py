@@ -33,12 +33,11 @@ from factscope.experiments.results import (
     target_warnings,
     tokenized,
 )
+from factscope.generation import continue_prompt
 from factscope.models.handle import ModelHandle, ModelInfo
 from factscope.models.head import scores_of_logits
 from factscope.queries import Query
 from factscope.tokens import Target, TokenizedQuery, token_text
-
-_SENTENCE_ENDS = (".", "!", "?", "\n", "。")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +120,8 @@ def run(
     timed(1, 3, None)
     answer = answer_logits(model, seen, target)
     timed(2, 3, None)
-    continuation, steps = _continue(model, seen.ids, spec.continuation_tokens)
+    written = continue_prompt(model, seen.ids, spec.continuation_tokens, sentence=True)[0]
+    continuation = written.text
     scored = scored_ids(seen, target)
     scores = scores_of_logits(answer[: len(scored)], scored)
     known = None if seen.query.answer is None else is_first_choice(answer, target)
@@ -142,7 +142,7 @@ def run(
         p_foil=None if foil is None else float(measures.probability(logits, foil.id)),
         warnings=seen.warnings + target_warnings(model, seen, target) + _hints(seen, known, continuation, top),
         seconds=timed.seconds,
-        passes=2 + steps,
+        passes=2 + written.forwards,
     )
     timed(3, 3, result)
     return result
@@ -171,25 +171,6 @@ def _hints(
     said = [continuation.strip()[: len(answer)], *(token.text.strip() for token in top)]
     meant = next((text for text in said if text.casefold() == wanted and text != answer), None)
     return () if meant is None else (f"Did you mean the answer {meant!r}? Capitals make other tokens.",)
-
-
-def _continue(model: ModelHandle, ids: tuple[int, ...], limit: int) -> tuple[str, int]:
-    """Greedy continuation, at most ``limit`` tokens, to the end of the sentence; its text and the forwards it took."""
-    end = getattr(model.tokenizer, "eos_token_id", None)
-    room = (model.max_tokens or len(ids) + limit) - len(ids)
-    tokens, text, steps = list(ids), "", 0
-    for _ in range(min(limit, room)):
-        logits = model.forward(torch.tensor([tokens], device=model.device), last=1)[0, -1]
-        steps += 1
-        token = int(logits.argmax())
-        if token == end:
-            break
-        tokens.append(token)
-        text = model.tokenizer.decode(tokens[len(ids) :])
-        if any(mark in text for mark in _SENTENCE_ENDS):
-            cut = min(text.index(mark) for mark in _SENTENCE_ENDS if mark in text)
-            return text[: cut + 1], steps
-    return text, steps
 
 
 def _taught(model: ModelHandle, query: TokenizedQuery, continuation: str) -> bool | None:

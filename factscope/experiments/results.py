@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -11,19 +9,15 @@ from torch import Tensor
 
 from factscope.errors import ModelFilesError, TargetError
 from factscope.models.handle import ModelHandle
+from factscope.progress import Progress as Progress
+from factscope.progress import Timed as Timed
+from factscope.progress import silent as silent
 from factscope.queries import Query
 from factscope.settings import get_settings
 from factscope.tokens import Target, TokenizedQuery, answer_target, token_text, tokenize
 
 BUNDLED = "bundled"
 """Name of the model that ships with the project."""
-
-STEP_SECONDS = 0.03
-"""Shortest time between two calls of progress from within a computation."""
-
-Progress = Callable[[int, int, Any], None]
-"""``progress(done, total, partial)``: steps done, steps in all, the result so far (or None). May raise
-``Cancelled``."""
 
 
 class Tabular(Protocol):
@@ -32,43 +26,6 @@ class Tabular(Protocol):
     def table(self) -> Any:
         """A pandas DataFrame with columns of ``factscope.columns``."""
         ...
-
-
-class Timed:
-    """A progress callback that knows how long the computation itself has taken.
-
-    Progress may wait: it is where a run hands its turn to other visitors.
-    """
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._started = time.perf_counter()
-        self._outside = 0.0
-        self._last = self._started, (0, 0)
-
-    def __call__(self, done: int, total: int, partial: Any) -> None:
-        """Hand on to the caller's progress."""
-        called = time.perf_counter()
-        try:
-            self._progress(done, total, partial)
-        finally:
-            now = time.perf_counter()
-            self._outside += now - called
-            self._last = now, (done, total)
-
-    def step(self) -> None:
-        """Between layers of a long computation: the caller's progress may end it, or hand the turn to others."""
-        if time.perf_counter() - self._last[0] > STEP_SECONDS:
-            self(*self._last[1], None)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start without those spent in progress."""
-        return time.perf_counter() - self._started - self._outside
-
-
-def silent(done: int, total: int, partial: Any) -> None:
-    """A progress callback that does nothing."""
 
 
 def tokenized(model: ModelHandle, query: Query | TokenizedQuery) -> TokenizedQuery:

@@ -28,11 +28,9 @@ from transformers.pytorch_utils import Conv1D
 Site = str
 """``input`` and ``output`` of a block; ``attention`` and ``mlp``: the updates added to the residual stream;
 ``pattern``: attention weights; ``row``: those of the last query alone; ``read``: what the attention module is given;
-``heads``: input of the attention's output projection; ``neurons``: input of the MLP's
-down-projection;``projected``: its output; ``allowed``: [query, key], which edges
-the model's own mask leaves open; ``embedding``: output of the
-embedding module; ``head``: what the output embedding is
-given."""
+``heads``: input of the attention's output projection; ``projected``: its output; ``neurons``: input of the MLP's
+down-projection; ``written``: its output, edits included; ``allowed``: [query, key], which edges the model's own mask
+leaves open; ``embedding``: output of the embedding module; ``head``: what the output embedding is given."""
 
 Overlay = Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
 """Per (module, layer) of ``down_projection`` and ``output_projection``: what is added to the output, from the module's
@@ -101,6 +99,7 @@ class Plan:
         attend: the attention of every block, where the family goes through transformers' attention interface.
         prune: the last block's output projection and MLP are shown these tokens of the sequence only; the others are
             not used.
+        read: the output embedding is shown these positions of each row only, in this order.
     """
 
     start_layer: int = 0
@@ -118,6 +117,7 @@ class Plan:
     places: Callable[[int], Int[Tensor, " token"]] | None = None
     attend: Attend | None = None
     prune: Int[Tensor, " token"] | None = None
+    read: Int[Tensor, "row place"] | None = None
 
 
 class Stopped(Exception):
@@ -329,8 +329,9 @@ class Dispatcher:
             for added in (active.weights.get((name, index)), active.plan.added.get((name, index))):
                 if added is not None:
                     changed = changed + added(args[0]).to(output.dtype)
-            if name == "output_projection" and ("projected", index) in active.plan.capture:
-                active.plan.captured["projected", index] = changed.detach().clone()
+            site = "projected" if name == "output_projection" else "written"
+            if (site, index) in active.plan.capture:
+                active.plan.captured[site, index] = changed.detach().clone()
             return None if changed is output else changed
 
         return hook
@@ -378,7 +379,10 @@ class Dispatcher:
             if plan.stop_at_head:
                 plan.captured["head", 0] = args[0].detach()
                 raise Stopped
-            return (args[0].contiguous(), *args[1:])  # a slice would be multiplied row by row
+            states = args[0]
+            if plan.read is not None:
+                states = states.gather(1, plan.read[..., None].expand(-1, -1, states.shape[-1]))
+            return (states.contiguous(), *args[1:])  # a slice would be multiplied row by row
 
         return hook
 

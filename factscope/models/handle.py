@@ -126,6 +126,7 @@ class ModelHandle:
         cache: Any = None,
         last: int | None = None,
         positions: Int[Tensor, "row position"] | None = None,
+        gradients: bool = False,
     ) -> Float[Tensor, "row position vocabulary"]:
         """Logits of the model's own forward, float32 or wider, under a plan.
 
@@ -135,6 +136,7 @@ class ModelHandle:
             cache: keys and values of the positions before ``ids``.
             last: only the logits of this many last positions; None gives all.
             positions: where the tokens stand; None counts on from the cached ones.
+            gradients: the logits remember what the plan put in that asks for gradients; weights ask for none.
         """
         arguments: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
         if cache is not None:
@@ -143,7 +145,7 @@ class ModelHandle:
             arguments["position_ids"] = positions
         if last is not None and self._keeps_last_only:
             arguments["logits_to_keep"] = last
-        with torch.no_grad(), self._dispatcher.running(plan or Plan(), self._weights):
+        with torch.set_grad_enabled(gradients), self._dispatcher.running(plan or Plan(), self._weights):
             logits = self._model(**arguments).logits
         logits = logits if last is None else logits[:, -last:]
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,0 +1,328 @@
+"""How keys vary: the second moment ``C = E[k k']`` of what a down-projection is given, uncentred.
+
+Source: Meng et al. 2022 (arXiv 2202.05262), section 3.1 and appendix E; the released code's statistics files.
+
+A key that text seldom produces can be given a new value without moving others: both ROME and MEMIT weigh directions by
+``C^-1``. Four places where it can come from:
+
+- shipped with the bundled model, with the text it was collected from;
+- collected from text for this very model, layer and precision (``collecting``);
+- a file of ROME's or MEMIT's: ``.npz`` with ``mom2.mom2``, the sum of ``k k'``, and ``mom2.count``, the tokens;
+- ``identity``: every direction weighs the same. This is an alternative, not an estimate, and is labelled so.
+
+``C`` of fewer tokens than it has rows is singular; then, and wherever the Cholesky decomposition fails, a ridge is
+added, a share of the mean of the diagonal, and stated.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from factscope.errors import DatasetError, ModelFilesError, SpecError
+from factscope.models.handle import ModelHandle
+from factscope.settings import get_settings
+
+IDENTITY = "identity"
+AUTO = "auto"
+RIDGES = (0.0, 1e-8, 1e-6, 1e-4, 1e-2)
+"""Shares of the mean of the diagonal that are tried in turn, until the matrix can be decomposed."""
+FEW_TOKENS_RIDGE = 1e-4
+"""What is added at least where there are fewer tokens than rows."""
+TENSOR = "second_moment"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SecondMoment:
+    """``C`` of one layer.
+
+    Attributes:
+        matrix: None for the identity.
+        n_tokens: over which the mean was taken; 0 where the file does not say.
+        origin: where it comes from, in words. ``key``: what identifies it.
+    """
+
+    layer: int
+    matrix: Float[Tensor, "d_in d_in"] | None
+    n_tokens: int
+    origin: str
+    key: str
+
+
+class Moments:
+    """Second moments of some layers, decomposed when they are first needed.
+
+    Args:
+        moments: by layer.
+        device: where their decompositions are computed; the CPU holds them in float64.
+    """
+
+    def __init__(self, moments: Mapping[int, SecondMoment]) -> None:
+        self._moments = dict(moments)
+        self._factors: dict[int, tuple[Tensor | None, float]] = {}
+
+    def solve(self, layer: int, keys: Tensor) -> Tensor:
+        """``C^-1 k`` in float64, for one key or a column each."""
+        factor, _ = self._factor(layer)
+        if factor is None:
+            return keys.double()
+        columns = keys.double().cpu()
+        shaped = columns[:, None] if columns.dim() == 1 else columns
+        return torch.cholesky_solve(shaped, factor).reshape(columns.shape).to(keys.device)
+
+    def solve_with(self, layer: int, keys: Float[Tensor, "d_in fact"], covariance: float) -> Tensor:
+        """``(lambda C + K K')^-1 K`` in float64, by ``C^-1 K (lambda + K' C^-1 K)^-1``."""
+        found = self.solve(layer, keys)
+        inner = keys.double().T @ found
+        inner = inner + covariance * torch.eye(inner.shape[0], dtype=inner.dtype, device=inner.device)
+        return torch.linalg.solve(inner, found, left=False)
+
+    def told(self, layer: int) -> dict[str, Any]:
+        """Provenance, as plain values."""
+        moment = self._moments[layer]
+        found: dict[str, Any] = {
+            "layer": layer,
+            "origin": moment.origin,
+            "key": moment.key,
+            "tokens": moment.n_tokens,
+        }
+        ridge = self._factor(layer)[1]
+        return {**found, "ridge": ridge} if ridge else found
+
+    def warnings(self) -> tuple[str, ...]:
+        """What should be told beside an edit."""
+        said = []
+        for layer, moment in self._moments.items():
+            ridge = self._factor(layer)[1]
+            if moment.matrix is None:
+                said.append(f"Layer {layer}: no statistics of keys were used (identity), every direction weighs alike.")
+            elif ridge:
+                said.append(
+                    f"Layer {layer}: the second moment of {moment.n_tokens:,} tokens is singular; {ridge:g} of the "
+                    "mean of its diagonal was added."
+                )
+        return tuple(said)
+
+    def _factor(self, layer: int) -> tuple[Tensor | None, float]:
+        if layer not in self._factors:
+            moment = self._moments[layer]
+            self._factors[layer] = (None, 0.0) if moment.matrix is None else _decomposed(moment.matrix, moment.n_tokens)
+        return self._factors[layer]
+
+
+def _decomposed(matrix: Tensor, n_tokens: int) -> tuple[Tensor, float]:
+    """The Cholesky factor, and the ridge that it took."""
+    exact = matrix.double().cpu()
+    exact = (exact + exact.T) / 2
+    unit = float(exact.diagonal().mean())
+    few = 0 < n_tokens < matrix.shape[0]
+    for ridge in RIDGES:
+        if few and ridge < FEW_TOKENS_RIDGE:
+            continue
+        raised = exact.clone()
+        raised.diagonal().add_(ridge * unit)
+        factor, failed = torch.linalg.cholesky_ex(raised)
+        if not int(failed):
+            return factor, ridge
+    raise DatasetError("the second moment is not a covariance: it cannot be decomposed", "collect it anew")
+
+
+# ------------------------------------------------------------------------------------------------ where it comes from
+
+
+def moments_for(model: ModelHandle, layers: Sequence[int], statistics: str) -> Moments:
+    """The second moments that a spec names.
+
+    Raises:
+        SpecError: nothing is there for this model; says how to make it.
+        DatasetError: a file cannot be used, or is of another model.
+    """
+    name = statistics.strip()
+    if name == IDENTITY:
+        return Moments({layer: _identity(layer) for layer in layers})
+    if name != AUTO:
+        return Moments({layer: read_file(model, Path(name), layer, alone=len(layers) == 1) for layer in layers})
+    found = {layer: _shipped(model, layer) or _collected(model, layer) for layer in layers}
+    missing = [layer for layer, moment in found.items() if moment is None]
+    if missing:
+        raise SpecError(
+            f"there are no statistics of keys for {model.info.name}, layer {', '.join(map(str, missing))}",
+            f"collect them from text with 'factscope statistics --model {model.info.name} --layers "
+            f"{','.join(map(str, missing))} --text FILE', import a published file, or choose identity",
+        )
+    return Moments({layer: moment for layer, moment in found.items() if moment is not None})
+
+
+def _identity(layer: int) -> SecondMoment:
+    return SecondMoment(layer=layer, matrix=None, n_tokens=0, origin="identity, no statistics", key=IDENTITY)
+
+
+def _shipped(model: ModelHandle, layer: int) -> SecondMoment | None:
+    """The bundled model's; None for any other weights."""
+    from factscope.demo import second_moments as shipped
+
+    found = shipped.read(original_weights(model), layer)
+    if found is None:
+        return None
+    matrix, n_tokens, origin = found
+    return SecondMoment(layer=layer, matrix=matrix, n_tokens=n_tokens, origin=origin, key="bundled")
+
+
+def _collected(model: ModelHandle, layer: int) -> SecondMoment | None:
+    """Of those collected for this model and layer the one with most tokens."""
+    entries = [entry for entry in stored() if entry.weights == original_weights(model) and entry.layer == layer]
+    entries = [entry for entry in entries if entry.dtype == model.info.dtype]
+    if not entries:
+        return None
+    best = max(entries, key=lambda entry: entry.n_tokens)
+    with safe_open(best.path, framework="pt") as file:
+        matrix = file.get_tensor(TENSOR)
+    return SecondMoment(layer=layer, matrix=matrix, n_tokens=best.n_tokens, origin=best.origin, key=best.key)
+
+
+def original_weights(model: ModelHandle) -> str:
+    """Fingerprint of the weights without edits, to which statistics belong."""
+    return model.original.info.weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One collected second moment on disk.
+
+    Attributes:
+        model, revision, dtype, weights: whose.
+        corpus: hash of the text. ``origin``: it in words.
+    """
+
+    path: Path
+    key: str
+    model: str
+    revision: str
+    dtype: str
+    weights: str
+    layer: int
+    corpus: str
+    origin: str
+    n_tokens: int
+    n_bytes: int
+
+    def row(self) -> dict[str, Any]:
+        """As a list shows it."""
+        return {
+            "key": self.key,
+            "model": self.model,
+            "revision": self.revision,
+            "dtype": self.dtype,
+            "layer": self.layer,
+            "tokens": self.n_tokens,
+            "origin": self.origin,
+            "size_mb": round(self.n_bytes / 1e6, 1),
+        }
+
+
+def folder() -> Path:
+    """Where collected second moments are kept."""
+    return get_settings().cache_dir / "second_moments"
+
+
+def stored() -> tuple[Stored, ...]:
+    """What was collected so far; files that are none of ours are passed over."""
+    found = []
+    for path in sorted(folder().glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                told = json.loads((file.metadata() or {})["factscope"])
+            fields = {name: told[name] for name in _KEPT}
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            continue
+        found.append(Stored(path=path, key=path.stem, n_bytes=path.stat().st_size, **fields))
+    return tuple(found)
+
+
+_KEPT = ("model", "revision", "dtype", "weights", "layer", "corpus", "origin", "n_tokens")
+
+
+def read_file(model: ModelHandle, path: Path, layer: int, *, alone: bool = True) -> SecondMoment:
+    """A published ``.npz`` or a file of ours, for one layer.
+
+    Args:
+        alone: a file holds one layer; with more, the path must have ``{layer}`` in it.
+
+    Raises:
+        SpecError: several layers and one file.
+        DatasetError: it cannot be read, or has another width than this layer's keys.
+    """
+    if not alone and "{layer}" not in str(path):
+        raise SpecError(
+            f"statistics {str(path)[:80]!r} is one file, and several layers are edited",
+            "write {layer} where the file names have the layer's number",
+        )
+    place = Path(str(path).replace("{layer}", str(layer)))
+    matrix, count = _npz(place) if place.suffix == ".npz" else _safetensors(place, layer)
+    width = down_width(model, layer)
+    if tuple(matrix.shape) != (width, width):
+        raise DatasetError(
+            f"{place.name!r} holds a matrix of {' x '.join(map(str, matrix.shape))}, and the keys of layer {layer} of "
+            f"{model.info.name} have {width} numbers",
+            "use the statistics of this model",
+        )
+    if not bool(torch.isfinite(matrix).all()):
+        raise DatasetError(f"{place.name!r} holds values that are not finite", "collect the statistics anew")
+    return SecondMoment(
+        layer=layer, matrix=matrix, n_tokens=count, origin=f"the file {place.name}, {count:,} tokens", key=place.name
+    )
+
+
+def _npz(path: Path) -> tuple[Tensor, int]:
+    """The sum of ``k k'`` over the number of tokens, from a file of ROME's or MEMIT's."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            total, count = data["mom2.mom2"], int(data["mom2.count"])
+            if total.ndim != 2 or total.dtype.kind != "f" or count < 1:
+                raise ValueError("mom2.mom2 is no matrix of numbers, or mom2.count is not positive")
+            return torch.from_numpy(total.astype(np.float32)) / count, count
+    except (OSError, KeyError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DatasetError(
+            f"{path.name!r} cannot be read as statistics ({error})"[:300],
+            "give an .npz file of ROME or MEMIT with mom2.mom2 and mom2.count",
+        ) from error
+
+
+def _safetensors(path: Path, layer: int) -> tuple[Tensor, int]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {})["factscope"])
+            matrix, count, of_layer = file.get_tensor(TENSOR), int(told["n_tokens"]), int(told["layer"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(
+            f"{path.name!r} cannot be read as statistics ({error})"[:300], "give a file that 'statistics' has made"
+        ) from error
+    if of_layer != layer:
+        raise DatasetError(f"{path.name!r} is of layer {of_layer}, not {layer}", "give the file of this layer")
+    return matrix.float(), count
+
+
+def down_width(model: ModelHandle, layer: int) -> int:
+    """How many numbers a key of this layer has.
+
+    Raises:
+        ModelFilesError: the down-projection tells no shape.
+    """
+    module: Any = model.parts.wiring.down_projection[layer]
+    for name in ("in_features", "nx"):
+        if isinstance(width := getattr(module, name, None), int):
+            return width
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.dim() == 2:
+        return int(weight.shape[0])
+    raise ModelFilesError(f"the down-projection of layer {layer} of {model.info.name} tells no shape")

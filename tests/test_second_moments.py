@@ -1,0 +1,325 @@
+"""Second moments of keys: collected ones are those of plain forwards, stopped ones go on, files are checked."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli_runner import save_tiny
+from torch import Tensor
+
+from factscope.demo import second_moments as shipped
+from factscope.editors import collecting
+from factscope.editors.second_moments import Moments, SecondMoment, moments_for, read_file, stored
+from factscope.errors import Cancelled, DatasetError, FactScopeError, SpecError
+from factscope.models.handle import ModelHandle
+from factscope.models.loading import load
+from tests.oracle import plain_editing
+from tests.oracle.laboratory import handle_of, subject, words
+
+TOLD: dict[str, Any] = {"n_tokens": 10**6, "origin": "drawn", "key": "drawn"}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACTSCOPE_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@lru_cache
+def handle(family: str = "gpt2") -> ModelHandle:
+    return handle_of(subject(family).model, family)
+
+
+def texts(count: int = 150, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 12, (count,), generator=generator).tolist()
+    return [torch.randint(3, 97, (n,), generator=generator).tolist() for n in lengths]
+
+
+def corpus(count: int = 150) -> collecting.Corpus:
+    return collecting.Corpus.of([words(ids) for ids in texts(count)], "drawn words")
+
+
+def plainly(family: str, layer: int, count: int) -> Tensor:
+    """The mean of ``k k'``, one plain float64 forward a text, token after token."""
+    total, tokens = None, 0
+    for ids in texts(count):
+        for at in range(len(ids)):
+            key = plain_editing.key_and_output(subject(family), plain_editing.Row(ids=ids, at=at, read=[]), layer)[0]
+            total = torch.outer(key, key) if total is None else total + torch.outer(key, key)
+            tokens += 1
+    assert total is not None
+    return total / tokens
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_is_collected_is_the_mean_of_plain_forwards(family: str) -> None:
+    found = collecting.collect(handle(family), corpus(40), (1, 3))
+    assert [entry.layer for entry in found] == [1, 3]
+    assert found[0].n_tokens == sum(map(len, texts(40)))
+    for entry in found:
+        kept = read_file(handle(family), entry.path, entry.layer).matrix
+        exact = plainly(family, entry.layer, 40)
+        assert kept is not None and float((kept - exact).norm() / exact.norm()) <= 1e-5
+
+
+def test_special_tokens_are_not_counted() -> None:
+    model = load("bundled")
+    ids = model.tokenizer("The capital of Japan is")["input_ids"]
+    _, tokens = collecting.sums_of(model, ["The capital of Japan is"], (0,))
+    assert tokens == len(ids) - 1
+
+
+def test_a_stopped_collection_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, wanted = handle(), corpus()
+    whole = collecting.collect(model, wanted, (1,))[0]
+    matrix = read_file(model, whole.path, 1).matrix
+    collecting.remove(whole.key)
+    seen: list[int] = []
+
+    def stop(done: int, total: int, partial: Any) -> None:
+        seen.append(done)
+        if done == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        collecting.collect(model, wanted, (1,), progress=stop)
+    assert not stored()
+    seen.clear()
+    again = collecting.collect(model, wanted, (1,), progress=lambda done, total, partial: seen.append(done))[0]
+    assert seen[0] == 2 and again.key == whole.key
+    resumed = read_file(model, again.path, 1).matrix
+    assert matrix is not None and resumed is not None and torch.equal(resumed, matrix)
+    assert [path.name for path in again.path.parent.iterdir()] == [again.path.name]
+    monkeypatch.setattr(collecting, "_add", None)
+    assert collecting.collect(model, wanted, (1,)) == (again,)
+
+
+def test_keys_tell_models_layers_corpora_and_samples_apart() -> None:
+    wanted = corpus()
+    keys = {
+        collecting.key(handle("gpt2"), 1, wanted, None, 1),
+        collecting.key(handle("llama"), 1, wanted, None, 1),
+        collecting.key(handle("gpt2"), 2, wanted, None, 1),
+        collecting.key(handle("gpt2"), 1, corpus(149), None, 1),
+        collecting.key(handle("gpt2"), 1, wanted, 20, 1),
+        collecting.key(handle("gpt2"), 1, wanted, 20, 2),
+        collecting.key(handle("gpt2"), 1, wanted, 21, 1),
+    }
+    assert len(keys) == 7
+    assert collecting.key(handle("gpt2"), 1, wanted, 10**6, 5) == collecting.key(handle("gpt2"), 1, wanted, None, 1)
+
+
+def test_the_cost_is_known_before() -> None:
+    cost = collecting.estimate(handle(), corpus(), (1, 2))
+    assert cost.tokens == sum(map(len, texts())) and cost.n_bytes == 2 * 4 * 144**2 and cost.seconds > 0
+    assert not cost.warnings and not stored()
+    assert collecting.estimate(handle(), corpus(10), (1,)).warnings
+
+
+def test_too_few_tokens_get_a_stated_ridge() -> None:
+    model = handle()
+    collecting.collect(model, corpus(5), (1,))
+    found = moments_for(model, (1,), "auto")
+    key = torch.randn(144, dtype=torch.float64)
+    assert torch.isfinite(found.solve(1, key)).all()
+    assert found.told(1)["ridge"] > 0 and "singular" in found.warnings()[0]
+
+
+def test_auto_takes_what_was_collected_for_these_weights() -> None:
+    model = handle()
+    with pytest.raises(SpecError, match="statistics"):
+        moments_for(model, (1,), "auto")
+    entry = collecting.collect(model, corpus(), (1,))[0]
+    assert moments_for(model, (1,), "auto").told(1)["key"] == entry.key
+    with pytest.raises(SpecError, match="layer 2"):
+        moments_for(model, (1, 2), "auto")
+    with pytest.raises(SpecError):
+        moments_for(handle("llama"), (1,), "auto")
+
+
+def test_identity_says_what_it_is() -> None:
+    found = moments_for(handle(), (1,), "identity")
+    key = torch.randn(144)
+    assert torch.equal(found.solve(1, key), key.double())
+    assert "identity" in found.warnings()[0] and "identity" in found.told(1)["origin"]
+
+
+def test_solutions_are_those_of_plain_algebra() -> None:
+    drawn = torch.randn(20, 60, dtype=torch.float64)
+    matrix = drawn @ drawn.T / 60
+    found = Moments({0: SecondMoment(layer=0, matrix=matrix, **TOLD)})
+    keys = torch.randn(20, 3, dtype=torch.float64)
+    assert torch.allclose(found.solve(0, keys), torch.linalg.inv(matrix) @ keys)
+    assert torch.allclose(found.solve(0, keys[:, 0]), torch.linalg.inv(matrix) @ keys[:, 0])
+    exact = torch.linalg.solve(0.3 * matrix + keys @ keys.T, keys)
+    assert torch.allclose(found.solve_with(0, keys, 0.3), exact)
+    assert not found.warnings() and "ridge" not in found.told(0)
+
+
+# --------------------------------------------------------------------------------------------------- published files
+
+
+def published(path: Path, **changed: Any) -> Path:
+    drawn = np.random.RandomState(0).randn(400, 144).astype(np.float32)
+    fields = {
+        "mom2.constructor": "util.runningstats.SecondMoment()", "mom2.count": 400, "mom2.mom2": drawn.T @ drawn,
+        "sample_size": 100_000,
+    }  # fmt: skip
+    fields |= changed
+    np.savez(path, **{name: value for name, value in fields.items() if value is not None})
+    return path
+
+
+def test_published_files_hold_the_sum_and_the_count(tmp_path: Path) -> None:
+    path = published(tmp_path / "transformer.h.1.mlp.c_proj_float32_mom2_100000.npz")
+    found = read_file(handle(), path, 1)
+    drawn = np.random.RandomState(0).randn(400, 144)
+    assert found.matrix is not None and found.n_tokens == 400
+    assert np.allclose(found.matrix.numpy(), drawn.T @ drawn / 400, atol=1e-5)
+    entry = collecting.take_over(handle(), path, 1)
+    assert moments_for(handle(), (1,), "auto").told(1)["key"] == entry.key
+    both = {layer: published(tmp_path / f"layer-{layer}.npz") for layer in (1, 2)}
+    assert moments_for(handle(), tuple(both), str(tmp_path / "layer-{layer}.npz")).told(2)["tokens"] == 400
+    with pytest.raises(SpecError, match="one file"):
+        moments_for(handle(), (1, 2), str(path))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"mom2.count": None}, "mom2.count"),
+        ({"mom2.mom2": None}, "mom2.mom2"),
+        ({"mom2.count": 0}, "positive"),
+        ({"mom2.mom2": np.eye(7, dtype=np.float32)}, "7 x 7"),
+        ({"mom2.mom2": np.full((144, 144), np.nan, dtype=np.float32)}, "finite"),
+        ({"mom2.mom2": np.ones(144, dtype=np.float32)}, "matrix"),
+        ({"mom2.mom2": np.array([{}], dtype=object)}, "cannot be read"),
+    ],
+)
+def test_published_files_that_are_wrong_are_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(DatasetError, match=said):
+        read_file(handle(), published(tmp_path / "file.npz", **changed), 1)
+
+
+@pytest.mark.parametrize("name", ["file.npz", "file.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_damaged_files_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=name):
+        read_file(handle(), path, 1)
+    with pytest.raises(DatasetError, match="nowhere"):
+        read_file(handle(), tmp_path / f"nowhere{path.suffix}", 1)
+
+
+def test_a_file_of_another_layer_is_refused() -> None:
+    entry = collecting.collect(handle(), corpus(), (1,))[0]
+    with pytest.raises(DatasetError, match="layer 1, not 2"):
+        read_file(handle(), entry.path, 2)
+
+
+def test_corpora_are_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("first paragraph\nstill\n\nsecond")
+    assert collecting.read_corpus(tmp_path / "one.txt").texts == ("first paragraph still", "second")
+    (tmp_path / "two.md").write_text("third")
+    (tmp_path / "three.bin").write_bytes(b"\x89PNG\xff")
+    assert collecting.read_corpus(tmp_path).texts == ("first paragraph still", "second", "third")
+    for wrong in ("missing.txt", "three.bin"):
+        with pytest.raises(DatasetError):
+            collecting.read_corpus(tmp_path / wrong)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError):
+        collecting.read_corpus(tmp_path / "empty")
+
+
+# ------------------------------------------------------------------------------------------------------- the shipped
+
+
+def test_what_ships_belongs_to_the_bundled_model() -> None:
+    model = load("bundled")
+    assert shipped.provenance()["weights"] == model.info.weights
+    assert shipped.FILE.stat().st_size < 5_000_000
+    assert shipped.read("other", 0) is None
+    found = moments_for(model, range(model.info.n_layers), "auto")
+    assert not found.warnings()
+    for layer in range(model.info.n_layers):
+        assert found.told(layer)["tokens"] >= 100 * 768
+
+
+def test_what_ships_is_what_new_documents_give() -> None:
+    """A thousand documents more: directions that they use weigh as they do in the file."""
+    model = load("bundled")
+    documents = shipped.documents(9_000)[8_000:]
+    layers = (0, 3, 7)
+    sums, tokens = collecting.sums_of(model, documents, layers)
+    for layer in layers:
+        kept = shipped.read(model.info.weights, layer)
+        assert kept is not None
+        mean = sums[layer] / tokens
+        assert float((kept[0] - mean).norm() / mean.norm()) <= 0.1
+
+
+def test_packing_keeps_a_covariance() -> None:
+    drawn = torch.randn(60, 200, dtype=torch.float64) * torch.logspace(-3, 1, 60, dtype=torch.float64)[:, None]
+    matrix = drawn @ drawn.T / 200
+    again = shipped.unpacked(*shipped.packed(matrix))
+    key = torch.randn(60, dtype=torch.float64) * matrix.diagonal().sqrt()
+    exact, found = torch.linalg.solve(matrix, key), torch.linalg.solve(again, key)
+    assert float((found - exact).norm() / exact.norm()) <= 0.02
+    assert float(torch.linalg.eigvalsh(again).min()) > 0
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_lists_collects_and_removes(tmp_path: Path) -> None:
+    from cli_runner import invoke as run
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(shipped.documents(60)))
+    folder = str(save_tiny(tmp_path / "model"))
+    asked = ("statistics", "--model", folder, "--layers", "1-2", "--text", str(text))
+    empty = run("statistics", "--format", "json")
+    assert empty.status == 0 and empty.data["rows"] == []
+    cost = run(*asked, "--estimate", "--format", "json")
+    assert cost.status == 0 and cost.data["rows"][0]["texts"] == 60 and "tokens of 60 texts" in cost.err
+    assert run("statistics", "--format", "json").data["rows"] == []
+    made = run(*asked, "--format", "json")
+    assert made.status == 0 and [row["layer"] for row in made.data["rows"]] == [1, 2] and "seconds" in made.err
+    listed = run("statistics", "--format", "json").data["rows"]
+    assert {row["key"] for row in listed} == {row["key"] for row in made.data["rows"]}
+    gone = run("statistics", "--remove", listed[0]["key"], "--format", "json")
+    assert gone.status == 0 and len(run("statistics", "--format", "json").data["rows"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--layers", "1"), "without --text"),
+        (("--text", "nowhere.txt"), "--layers is missing"),
+        (("--text", "nowhere.txt", "--layers", "1"), "nowhere.txt"),
+        (("--estimate",), "without --text"),
+        (("--remove", "abc"), "'abc'"),
+        (("--remove", "abc", "--text", "x"), "stands beside"),
+        (("--text", "x.txt", "--layers", "3-1"), "backwards"),
+        (("--text", "x.txt", "--layers", "one"), "whole number"),
+        (("--import", "nowhere.npz", "--layers", "1"), "nowhere.npz"),
+    ],
+)
+def test_the_command_refuses(given: tuple[str, ...], said: str) -> None:
+    from cli_runner import invoke as run
+
+    refused = run("statistics", *given)
+    assert refused.status == 2 and said in refused.err and refused.err.count("\n") == 1
+
+
+def test_a_layer_out_of_range_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FactScopeError, match="layer 9"):
+        collecting.estimate(handle(), corpus(), (9,))
+    with pytest.raises(SpecError, match="0 texts"):
+        collecting.estimate(handle(), corpus(), (1,), n_texts=0)
