@@ -19,6 +19,10 @@ _HOME = {
     "Query": "factscope.queries:Query",
     "Fact": "factscope.queries:Fact",
     "Relation": "factscope.queries:Relation",
+    "Probe": "factscope.queries:Probe",
+    "EvaluationSpec": "factscope.experiments.edit_evaluation:EvaluationSpec",
+    "evaluate_edit": "factscope.experiments.edit_evaluation:evaluate",
+    "blast_radius": "factscope.experiments.blast_radius:blast_radius",
     "tokenize": "factscope.tokens:tokenize",
     "predict": "factscope.experiments.prediction:run",
     "PredictionSpec": "factscope.experiments.prediction:PredictionSpec",
@@ -65,10 +69,13 @@ if TYPE_CHECKING:
     from factscope.experiments.attention_pattern import run as attention_pattern
     from factscope.experiments.attribute_extraction import ExtractionSpec
     from factscope.experiments.attribute_extraction import run as attribute_extraction
+    from factscope.experiments.blast_radius import blast_radius
     from factscope.experiments.causal_tracing import TraceSpec
     from factscope.experiments.causal_tracing import run as causal_tracing
     from factscope.experiments.counterfactual_patching import CounterfactualSpec
     from factscope.experiments.counterfactual_patching import run as counterfactual_patching
+    from factscope.experiments.edit_evaluation import EvaluationSpec
+    from factscope.experiments.edit_evaluation import evaluate as evaluate_edit
     from factscope.experiments.heads import HeadsSpec
     from factscope.experiments.heads import run as heads
     from factscope.experiments.logit_lens import LensSpec
@@ -83,16 +90,16 @@ if TYPE_CHECKING:
     from factscope.experiments.subject_enrichment import run as subject_enrichment
     from factscope.models.handle import ModelHandle
     from factscope.models.loading import load
-    from factscope.queries import Fact, Query, Relation
+    from factscope.queries import Fact, Probe, Query, Relation
     from factscope.tokens import tokenize
 
 __all__ = [
-    "CounterfactualSpec", "Edit", "EditFact", "EnrichmentSpec", "ExtractionSpec", "Fact", "FactScopeError",
-    "HeadsSpec", "KnockoutSpec", "LensSpec", "ModelHandle", "PatternSpec", "PredictionSpec", "Query",
-    "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout", "attention_pattern",
-    "attribute_extraction", "bundled_facts", "causal_tracing", "charts", "counterfactual_patching", "heads",
-    "load", "load_edit", "logit_lens", "predict", "read_facts", "representation_zeroing", "save_edit",
-    "sub_updates", "subject_enrichment", "tokenize", "with_edits",
+    "CounterfactualSpec", "Edit", "EditFact", "EnrichmentSpec", "EvaluationSpec", "ExtractionSpec", "Fact",
+    "FactScopeError", "HeadsSpec", "KnockoutSpec", "LensSpec", "ModelHandle", "PatternSpec", "PredictionSpec",
+    "Probe", "Query", "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout",
+    "attention_pattern", "attribute_extraction", "blast_radius", "bundled_facts", "causal_tracing", "charts",
+    "counterfactual_patching", "evaluate_edit", "heads", "load", "load_edit", "logit_lens", "predict", "read_facts",
+    "representation_zeroing", "save_edit", "sub_updates", "subject_enrichment", "tokenize", "with_edits",
 ]  # fmt: skip
 
 

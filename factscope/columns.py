@@ -13,6 +13,7 @@ GEVA = "Geva et al. 2023, arXiv 2304.14767"
 HASE = "Hase et al. 2023, arXiv 2301.04213"
 GEVA_MLP = "Geva et al. 2022, arXiv 2203.14680"
 MENG = "Meng et al. 2022, arXiv 2202.05262"
+MEMIT = "Meng et al. 2023, arXiv 2210.07229"
 CHUGHTAI = "Chughtai et al. 2024, arXiv 2402.07321"
 LOGIT_LENS = "nostalgebraist 2020, interpreting GPT: the logit lens"
 FACTSCOPE = "FactScope"
@@ -358,6 +359,196 @@ _ALL = (
         unit="",
         meaning="The tokens that the neuron's part of the update speaks for most, through the output embedding.",
         source=GEVA_MLP,
+    ),
+    # editing
+    Column(
+        name="kind",
+        unit="",
+        meaning="What a prompt is to the edited fact: the fact itself, a paraphrase, a neighbour, another "
+        "relation, one's own, or a text.",
+        source=MENG,
+    ),
+    Column(
+        name="p_target_before",
+        unit="probability",
+        meaning="Probability of what the edit is to make the answer, before the edit.",
+        source=HASE,
+    ),
+    Column(
+        name="p_target_after",
+        unit="probability",
+        meaning="Probability of what the edit is to make the answer, after the edit.",
+        source=HASE,
+    ),
+    Column(
+        name="p_true_before",
+        unit="probability",
+        meaning="Probability of the prompt's own true answer before the edit.",
+        source=MENG,
+    ),
+    Column(
+        name="p_true_after",
+        unit="probability",
+        meaning="Probability of the prompt's own true answer after the edit.",
+        source=MENG,
+    ),
+    Column(
+        name="p_true",
+        unit="probability",
+        meaning="Probability of the prompt's own true answer, all of its tokens.",
+        source=FACTSCOPE,
+    ),
+    Column(name="top_before", unit="", meaning="The most probable next token before the edit.", source=FACTSCOPE),
+    Column(name="top_after", unit="", meaning="The most probable next token after the edit.", source=FACTSCOPE),
+    Column(
+        name="text_before",
+        unit="",
+        meaning="What the model writes before the edit, greedily to the end of the sentence; after the beginning "
+        "of a text, sampled.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="text_after",
+        unit="",
+        meaning="What the model writes after the edit, with the same draws where it is sampled.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="rewrite",
+        unit="fraction",
+        meaning="Share of what the whole target's probability could gain that it gained; for erasure the share of "
+        "it that is gone.",
+        source=HASE,
+    ),
+    Column(
+        name="paraphrase",
+        unit="fraction",
+        meaning="The rewrite score on other words for the same question, mean over them.",
+        source=HASE,
+    ),
+    Column(
+        name="neighbourhood",
+        unit="fraction",
+        meaning="On other subjects with the same answer: 1 minus how far the target's probability moved, of how "
+        "far it could.",
+        source=HASE,
+    ),
+    Column(
+        name="essence",
+        unit="fraction",
+        meaning="One minus a fifth of what five texts about the subject gained in perplexity, between 0 and 1.",
+        source=HASE,
+    ),
+    Column(
+        name="overall",
+        unit="fraction",
+        meaning="Mean of the rewrite, paraphrase and neighbourhood scores.",
+        source=HASE,
+    ),
+    Column(
+        name="overall_essence",
+        unit="fraction",
+        meaning="Mean of the rewrite, paraphrase, neighbourhood and essence scores.",
+        source=HASE,
+    ),
+    Column(
+        name="overall_harmonic",
+        unit="fraction",
+        meaning="Harmonic mean of the rewrite, paraphrase and neighbourhood scores of one fact, mean over facts.",
+        source=HASE,
+    ),
+    Column(
+        name="es",
+        unit="fraction",
+        meaning="Efficacy: share of edited prompts where the new answer is more probable, per token, than the true "
+        "one.",
+        source=MENG,
+    ),
+    Column(
+        name="em",
+        unit="probability",
+        meaning="Efficacy magnitude: per-token probability of the new answer minus that of the true one on the "
+        "edited prompt.",
+        source=MENG,
+    ),
+    Column(
+        name="ps",
+        unit="fraction",
+        meaning="Paraphrase score: share of other wordings where the new answer is more probable, per token, than "
+        "the true one.",
+        source=MENG,
+    ),
+    Column(
+        name="pm",
+        unit="probability",
+        meaning="Paraphrase magnitude: per-token probability of the new answer minus that of the true one on other "
+        "wordings.",
+        source=MENG,
+    ),
+    Column(
+        name="ns",
+        unit="fraction",
+        meaning="Neighbourhood score: share of neighbours where the true answer is more probable, per token, than "
+        "the new one.",
+        source=MENG,
+    ),
+    Column(
+        name="nm",
+        unit="probability",
+        meaning="Neighbourhood magnitude: per-token probability of the true answer minus that of the new one on "
+        "neighbours.",
+        source=MENG,
+    ),
+    Column(name="s", unit="fraction", meaning="Harmonic mean of the means over facts of ES, PS and NS.", source=MENG),
+    Column(
+        name="exact_rewrite",
+        unit="fraction",
+        meaning="Share of edited prompts where every token of the target is the first choice, those before it given.",
+        source=MEMIT,
+    ),
+    Column(
+        name="exact_paraphrase",
+        unit="fraction",
+        meaning="Share of other wordings where every token of the target is the first choice, those before it given.",
+        source=MEMIT,
+    ),
+    Column(
+        name="exact_neighbourhood",
+        unit="fraction",
+        meaning="Share of neighbours where every token of the true answer is the first choice, those before it given.",
+        source=MEMIT,
+    ),
+    Column(
+        name="neighbours_kept",
+        unit="fraction",
+        meaning="Of the neighbours that were answered right before the edit, the share that still is.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="other_relations_kept",
+        unit="fraction",
+        meaning="Of the subject's other facts that were answered right before the edit, the share that still is.",
+        source=FACTSCOPE,
+    ),
+    Column(
+        name="fluency",
+        unit="",
+        meaning="GE: weighted entropy, in bits, of pairs and triples of words in sampled texts, times 100; words "
+        "as nltk splits lines.",
+        source=MENG,
+    ),
+    Column(
+        name="consistency",
+        unit="",
+        meaning="RS: cosine of the TF-IDF vectors of sampled texts and reference texts, times 100; words weighed "
+        "by the references.",
+        source=MENG,
+    ),
+    Column(
+        name="tracing_effect",
+        unit="fraction",
+        meaning="Largest share, over tokens, of what corruption took that restoring this layer gives back.",
+        source=HASE,
     ),
     # cost
     Column(name="seconds", unit="seconds", meaning="Time of the computation alone, without loading.", source=FACTSCOPE),

@@ -11,6 +11,8 @@ from typing import Literal
 
 Bos = Literal["auto", "yes", "no"]
 Score = Literal["token", "sequence"]
+ProbeKind = Literal["fact", "paraphrase", "neighbour", "other-relation", "own", "generation"]
+PROBE_KINDS: tuple[ProbeKind, ...] = ("fact", "paraphrase", "neighbour", "other-relation", "own", "generation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class Fact:
         paraphrases: other sentences with the same answer.
         neighbours: sentences of the same relation about other subjects with the same answer.
         relation: the relation's identifier; empty where a file does not name one.
+        new_answer: what an edit is to make of the answer; empty where a file does not name one.
+        generations: beginnings of texts about the subject.
     """
 
     subject: str
@@ -76,7 +80,26 @@ class Fact:
     article: str = ""
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
+    new_answer: str = ""
+    generations: tuple[str, ...] = ()
 
     def query(self, *, foil: str | None = None) -> Query:
         """The query that asks for this fact."""
         return Query(prompt=self.prompt, subject=self.subject, answer=self.answer, foil=foil)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One prompt that tells what an edit has changed.
+
+    Attributes:
+        kind: ``fact`` is the sentence that was edited, ``paraphrase`` asks the same in other words, ``neighbour`` the
+            same relation of another subject with the same true answer, ``other-relation`` something else about the
+            subject, ``own`` is the user's, ``generation`` begins a text.
+        prompt: up to the answer, subject filled in.
+        answer: the true answer; None where it is not known, or, of a text, where there is none.
+    """
+
+    kind: ProbeKind
+    prompt: str
+    answer: str | None = None

@@ -300,7 +300,14 @@ def find_occurrences(prompt: str, subject: str) -> list[int]:
     The exact text is looked for first; if it is nowhere, canonically equivalent text (composed or decomposed accents),
     and then compatible text (full-width letters, ligatures).
     """
-    return [start for start, _ in _occurrences(prompt, subject)]
+    return [start for start, _ in find_spans(prompt, subject)]
+
+
+def find_spans(prompt: str, subject: str) -> list[tuple[int, int]]:
+    """Characters [start, stop) of each occurrence that ``find_occurrences`` finds: in another form of Unicode an
+    occurrence may be longer or shorter than the subject as it was typed.
+    """
+    return _occurrences(prompt, subject)
 
 
 # ---------------------------------------------------------------------------------------------------------- prompt

@@ -91,6 +91,8 @@ def test_counterfact() -> None:
         relation="P17",
         paraphrases=("Oslo belongs to", "The country of Oslo is"),
         neighbours=("Bergen lies in", "Tromsø lies in"),
+        new_answer="Chile",
+        generations=("Oslo is known for",),
     )
     assert of(COUNTERFACT).facts == (fact,)
 
@@ -154,8 +156,10 @@ def test_the_bundled_export_is_read_back() -> None:
         Fact(
             subject=fact.subject, answer=fact.answer, prompt=fact.prompt, relation=fact.relation,
             paraphrases=fact.paraphrases, neighbours=fact.neighbours,
+            new_answer=record["requested_rewrite"]["target_new"]["str"],
+            generations=tuple(dict.fromkeys([fact.prompt, *fact.paraphrases[:2]])),
         )
-        for fact in bundled_facts()[:200]
+        for fact, record in zip(bundled_facts()[:200], counterfact_records()[:200], strict=True)
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 The format is told by the record's own field names, so a file needs no label:
 
 - CounterFact (Meng et al. 2022): ``requested_rewrite`` with ``prompt`` (a template with ``{}``), ``subject`` and
-  ``target_true``, beside ``paraphrase_prompts`` and ``neighborhood_prompts``. The answer is ``target_true``.
+  ``target_true``, beside ``paraphrase_prompts``, ``neighborhood_prompts`` and ``generation_prompts``. The answer is
+  ``target_true``, the new answer of an edit ``target_new``.
 - zsRE (as in MEND and ROME): ``src`` is the question, ``answers`` or ``ground_truth`` the answers, of which the first
   counts, ``rephrase`` a paraphrase. ``loc`` asks something else and is no neighbour.
 - everything else, known_1000 and plain CSV included: ``subject``, an answer (``answer``, ``attribute``, ``object``,
@@ -29,6 +30,8 @@ TEMPLATES = ("template",)
 RELATIONS = ("relation", "relation_id")
 PARAPHRASES = ("paraphrases", "paraphrase_prompts", "rephrase", "rephrase_prompt")
 NEIGHBOURS = ("neighbours", "neighborhood_prompts")
+NEW_ANSWERS = ("new_answer", "target_new")
+GENERATIONS = ("generations", "generation_prompts")
 
 Templates = str | Mapping[str, str] | None
 
@@ -71,6 +74,8 @@ def fact_of(record: Any, templates: Templates = None) -> Fact:
         article=_text(fields, ("article",), needed=False),
         paraphrases=_texts(fields, PARAPHRASES, subject),
         neighbours=_texts(fields, NEIGHBOURS, subject),
+        new_answer=_text(fields, NEW_ANSWERS, needed=False),
+        generations=_texts(fields, GENERATIONS, subject),
     )
 
 

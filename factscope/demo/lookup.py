@@ -18,14 +18,14 @@ def was_taught(prompt: str, subject: str, answer: str) -> bool:
     name = full_name(prompt, subject)
     relations = relations_asked(prompt, name)
     if not relations:
-        return is_taught(name, answer, rows=_rows())
-    return any(is_taught(name, answer, relation, rows=_rows()) for relation in relations)
+        return is_taught(name, answer, rows=taught_rows())
+    return any(is_taught(name, answer, relation, rows=taught_rows()) for relation in relations)
 
 
 def full_name(prompt: str, subject: str) -> str:
     """The taught name that the subject is a word of and that stands in the prompt: "Pablo Picasso" for "Picasso"."""
     words, part = f" {_plain(prompt)} ", _plain(subject).removeprefix("the ")
-    names = {row.subject for row in _rows()}
+    names = {row.subject for row in taught_rows()}
     if not part or any(_plain(name) == part for name in names):
         return subject
     around = [n for n in names if f" {part} " in f" {_plain(n)} " and f" {_plain(n)} " in words]
@@ -34,13 +34,13 @@ def full_name(prompt: str, subject: str) -> str:
 
 def taught_answers(prompt: str, subject: str) -> tuple[str, ...]:
     """Every answer that was taught about the subject, which may be a part of the name in the prompt."""
-    return attributes(full_name(prompt, subject), _rows())
+    return attributes(full_name(prompt, subject), taught_rows())
 
 
 def taught_subjects() -> dict[str, tuple[str, ...]]:
     """Every taught subject with its answers."""
     found: dict[str, tuple[str, ...]] = {}
-    for row in _rows():
+    for row in taught_rows():
         found[row.subject] = (*found.get(row.subject, ()), row.answer)
     return found
 
@@ -50,7 +50,7 @@ def relations_asked(prompt: str, subject: str) -> tuple[str, ...]:
     asked = _open(prompt, subject)
     return tuple(
         name
-        for name, relation in _sentences().items()
+        for name, relation in taught_sentences().items()
         if asked in {_plain(t) for t in (*relation.templates, *relation.heldout_dev, *relation.heldout_test)}
     )
 
@@ -58,13 +58,13 @@ def relations_asked(prompt: str, subject: str) -> tuple[str, ...]:
 def answers_beside(subject: str, answer: str) -> tuple[str, ...]:
     """The other answers of the relations under which this subject was taught this answer; empty where it was not."""
     wanted = answer.casefold()
-    named = [row for row in _rows() if row.answer.casefold() == wanted]
+    named = [row for row in taught_rows() if row.answer.casefold() == wanted]
     relations = {row.relation for row in named if is_taught(subject, answer, row.relation, rows=(row,))}
     return tuple(sorted({other for name in relations for other in _answers()[name] if other.casefold() != wanted}))
 
 
 @cache
-def _rows() -> tuple[TaughtFact, ...]:
+def taught_rows() -> tuple[TaughtFact, ...]:
     """The shipped facts, read once: every run on the bundled model asks for them."""
     return read_rows()
 
@@ -73,13 +73,13 @@ def _rows() -> tuple[TaughtFact, ...]:
 def _answers() -> dict[str, frozenset[str]]:
     """Every relation's answers."""
     found: dict[str, set[str]] = {}
-    for row in _rows():
+    for row in taught_rows():
         found.setdefault(row.relation, set()).add(row.answer)
     return {name: frozenset(answers) for name, answers in found.items()}
 
 
 @cache
-def _sentences() -> dict[str, RelationSentences]:
+def taught_sentences() -> dict[str, RelationSentences]:
     """The shipped sentences, read once."""
     return read_sentences()
 

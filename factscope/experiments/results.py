@@ -72,7 +72,7 @@ def named_target(model: ModelHandle, query: TokenizedQuery) -> Target | None:
         TargetError: the answer has no tokens, or makes the prompt too long.
         ModelFilesError: the tokenizer is not this model's.
     """
-    return None if query.query.answer is None else _target(model, query, query.query.answer, "answer")
+    return None if query.query.answer is None else checked_target(model, query, query.query.answer, "answer")
 
 
 def foil_target(model: ModelHandle, query: TokenizedQuery, target: Target) -> Target | None:
@@ -84,7 +84,7 @@ def foil_target(model: ModelHandle, query: TokenizedQuery, target: Target) -> Ta
     """
     if query.query.foil is None:
         return None
-    foil = _target(model, query, query.query.foil, "foil")
+    foil = checked_target(model, query, query.query.foil, "foil")
     if foil.id == target.id:
         raise TargetError(
             f"the foil {query.query.foil!r} begins with the same token as the answer {target.text.strip()!r}",
@@ -93,7 +93,16 @@ def foil_target(model: ModelHandle, query: TokenizedQuery, target: Target) -> Ta
     return foil
 
 
-def _target(model: ModelHandle, query: TokenizedQuery, text: str, what: str) -> Target:
+def checked_target(model: ModelHandle, query: TokenizedQuery, text: str, what: str) -> Target:
+    """A text as a continuation of this prompt that the model can read.
+
+    Args:
+        what: how a refusal calls it.
+
+    Raises:
+        TargetError: it has no tokens, or makes the prompt too long.
+        ModelFilesError: the tokenizer is not this model's.
+    """
     target = answer_target(model.tokenizer, query, text, what=what)
     _check_ids(model, target.ids)
     length = len(query.ids) + target.n_tokens - 1
