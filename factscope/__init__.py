@@ -20,6 +20,10 @@ _HOME = {
     "Fact": "factscope.queries:Fact",
     "Relation": "factscope.queries:Relation",
     "Probe": "factscope.queries:Probe",
+    "EditingSpec": "factscope.experiments.editing:EditingSpec",
+    "edit_fact": "factscope.experiments.editing:run",
+    "LayersSpec": "factscope.experiments.edit_layers:LayersSpec",
+    "edit_layers": "factscope.experiments.edit_layers:run",
     "EvaluationSpec": "factscope.experiments.edit_evaluation:EvaluationSpec",
     "evaluate_edit": "factscope.experiments.edit_evaluation:evaluate",
     "blast_radius": "factscope.experiments.blast_radius:blast_radius",
@@ -76,6 +80,10 @@ if TYPE_CHECKING:
     from factscope.experiments.counterfactual_patching import run as counterfactual_patching
     from factscope.experiments.edit_evaluation import EvaluationSpec
     from factscope.experiments.edit_evaluation import evaluate as evaluate_edit
+    from factscope.experiments.edit_layers import LayersSpec
+    from factscope.experiments.edit_layers import run as edit_layers
+    from factscope.experiments.editing import EditingSpec
+    from factscope.experiments.editing import run as edit_fact
     from factscope.experiments.heads import HeadsSpec
     from factscope.experiments.heads import run as heads
     from factscope.experiments.logit_lens import LensSpec
@@ -94,12 +102,13 @@ if TYPE_CHECKING:
     from factscope.tokens import tokenize
 
 __all__ = [
-    "CounterfactualSpec", "Edit", "EditFact", "EnrichmentSpec", "EvaluationSpec", "ExtractionSpec", "Fact",
-    "FactScopeError", "HeadsSpec", "KnockoutSpec", "LensSpec", "ModelHandle", "PatternSpec", "PredictionSpec",
-    "Probe", "Query", "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec", "attention_knockout",
-    "attention_pattern", "attribute_extraction", "blast_radius", "bundled_facts", "causal_tracing", "charts",
-    "counterfactual_patching", "evaluate_edit", "heads", "load", "load_edit", "logit_lens", "predict", "read_facts",
-    "representation_zeroing", "save_edit", "sub_updates", "subject_enrichment", "tokenize", "with_edits",
+    "CounterfactualSpec", "Edit", "EditFact", "EditingSpec", "EnrichmentSpec", "EvaluationSpec", "ExtractionSpec",
+    "Fact", "FactScopeError", "HeadsSpec", "KnockoutSpec", "LayersSpec", "LensSpec", "ModelHandle", "PatternSpec",
+    "PredictionSpec", "Probe", "Query", "Relation", "SubUpdatesSpec", "TraceSpec", "ZeroingSpec",
+    "attention_knockout", "attention_pattern", "attribute_extraction", "blast_radius", "bundled_facts",
+    "causal_tracing", "charts", "counterfactual_patching", "edit_fact", "edit_layers", "evaluate_edit", "heads",
+    "load", "load_edit", "logit_lens", "predict", "read_facts", "representation_zeroing", "save_edit", "sub_updates",
+    "subject_enrichment", "tokenize", "with_edits",
 ]  # fmt: skip
 
 

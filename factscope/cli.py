@@ -137,6 +137,41 @@ class MappingChoice(StrEnum):
     state = "state"
 
 
+class MethodChoice(StrEnum):
+    """How a fact is edited."""
+
+    rome = "rome"
+    memit = "memit"
+    ft = "ft"
+
+
+class ProblemChoice(StrEnum):
+    """What an edit is to do."""
+
+    error_injection = "error-injection"
+    tracing_reversal = "tracing-reversal"
+    fact_erasure = "fact-erasure"
+    fact_amplification = "fact-amplification"
+    fact_forcing = "fact-forcing"
+
+
+class PresetChoice(StrEnum):
+    """Whose settings an edit has."""
+
+    bundled = "bundled"
+    rome = "rome"
+    memit = "memit"
+    hase_paper = "hase-paper"
+    hase_code = "hase-code"
+
+
+class AveragingChoice(StrEnum):
+    """Over which paraphrases and neighbours Hase's scores are taken."""
+
+    mean = "mean"
+    first = "first"
+
+
 ModelName = Annotated[
     str, typer.Option("--model", help="bundled, a hub id, a folder, or random:NAME (same shape, random weights).")
 ]
@@ -207,6 +242,29 @@ SeverDraws = Annotated[
 ]
 ExtraTokens = Annotated[int, typer.Option("--extra-tokens", help="Tokens after the subject that are corrupted too.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Several seeds instead of --seed: 1,2,3. Gives bands.")]
+
+EditMethod = Annotated[MethodChoice, typer.Option("--method", help="How the fact is edited.")]
+EditLayers = Annotated[
+    str | None, typer.Option("--layers", help="Which are edited: 5, 3-7 or 3,5. [default: the preset's]")
+]
+NewAnswer = Annotated[
+    str | None, typer.Option("--new-answer", help="What the model is to say instead; for error-injection alone.")
+]
+EditProblem = Annotated[ProblemChoice, typer.Option("--problem", help="What the edit is to do (Hase et al.).")]
+EditPreset = Annotated[
+    PresetChoice | None, typer.Option("--preset", help="Whose settings. [default: the model's own, or the method's]")
+]
+Statistics = Annotated[
+    str | None,
+    typer.Option("--statistics", help="Of keys: auto, identity, or a file. [default: the preset's, mostly auto]"),
+]
+ProbesFile = Annotated[
+    Path | None, typer.Option("--probes", help="CSV or JSON with your own prompts: prompt, kind, answer.")
+]
+Averaged = Annotated[
+    AveragingChoice,
+    typer.Option("--averaging", help="Hase's scores over all paraphrases and neighbours, or the first."),
+]
 
 
 @app.callback()
@@ -592,6 +650,132 @@ def heads(
     _run("heads", compute, _wanted(model, revision, dtype, device), edit, format, out)
 
 
+@app.command("edit")
+def edit_fact(
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="Text that ends right before the answer; not needed with --facts.")
+    ] = None,
+    subject: Subject = None,
+    occurrence: Occurrence = None,
+    answer: Answer = None,
+    foil: Foil = None,
+    score: Scored = ScoreChoice.token,
+    bos: BosChoice = Choice.auto,
+    method: EditMethod = MethodChoice.rome,
+    layers: EditLayers = None,
+    new_answer: NewAnswer = None,
+    problem: EditProblem = ProblemChoice.error_injection,
+    preset: EditPreset = None,
+    statistics: Statistics = None,
+    probes: ProbesFile = None,
+    facts: Annotated[
+        Path | None, typer.Option("--facts", help="A file of facts that are edited together, new_answer beside each.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Keep the edit in this .safetensors file, for --edit and export.")
+    ] = None,
+    texts: Annotated[
+        int, typer.Option("--texts", help="Tokens of the continuation of every probe; 0 writes none.", min=0, max=1000)
+    ] = 24,
+    sampled: Annotated[
+        bool, typer.Option("--sampled/--no-sampled", help="Sample texts: fluency, consistency, essence.")
+    ] = True,
+    references: Annotated[
+        Path | None, typer.Option("--references", help="Reference texts for the consistency, parted by empty lines.")
+    ] = None,
+    averaging: Averaged = AveragingChoice.mean,
+    model: ModelName = "bundled",
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    edit: EditFiles = None,
+    seed: Seed = 1,
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
+    """Edit a fact, or several, and ask before and after."""
+    if prompt is None and facts is None:
+        raise SpecError("neither --prompt nor --facts is given", "name the fact that is to be edited")
+    query = None if prompt is None else _query(prompt, subject, occurrence, answer, foil, score, bos)
+    _refuse_beside_facts(prompt, subject=subject, answer=answer, new_answer=new_answer, occurrence=occurrence)
+    if save is not None:
+        _check_save(save)
+    asked: dict[str, Any] = {
+        "texts": texts, "sampled": sampled, "averaging": averaging.value, "seed": seed,
+        "probes": None if probes is None else str(probes),
+        "references": None if references is None else str(references),
+    }  # fmt: skip
+    chosen: dict[str, Any] = {
+        "method": method.value, "problem": problem.value, "preset": None if preset is None else preset.value,
+        "layers": _layer_range("--layers", layers), "new_answer": new_answer,
+        "facts": None if facts is None else str(facts),
+        "settings": _settings(seed, statistics),
+    }  # fmt: skip
+
+    def compute(handle: Any, progress: Any) -> Any:
+        from factscope.editors.files import save_edit
+        from factscope.experiments import editing
+
+        spec = editing.EditingSpec(**chosen, evaluation=editing.EvaluationSpec(**asked))
+        found = editing.run(handle, query, spec, progress=progress)
+        if save is not None:
+            save_edit(found.edits[0], save)
+        return found
+
+    _run("edit", compute, _wanted(model, revision, dtype, device), edit, format, out)
+
+
+@app.command("layers")
+def edit_layers(
+    prompt: Prompt,
+    subject: Subject = None,
+    occurrence: Occurrence = None,
+    answer: Answer = None,
+    foil: Foil = None,
+    score: Scored = ScoreChoice.token,
+    bos: BosChoice = Choice.auto,
+    method: EditMethod = MethodChoice.rome,
+    problem: EditProblem = ProblemChoice.error_injection,
+    new_answer: NewAnswer = None,
+    preset: EditPreset = None,
+    statistics: Statistics = None,
+    only: Annotated[str | None, typer.Option("--layers", help="Which are tried: 0-5 or 3,5. [default: all]")] = None,
+    edit_window: Annotated[
+        int | None, typer.Option("--edit-window", help="Layers edited together. [default: 1; for memit the preset's]")
+    ] = None,
+    site: Annotated[TraceSiteChoice, typer.Option("--site", help="What the trace restores.")] = TraceSiteChoice.mlp,
+    window: TraceWindow = None,
+    samples: Samples = 10,
+    noise: NoiseText = "s3",
+    probes: ProbesFile = None,
+    averaging: Averaged = AveragingChoice.mean,
+    model: ModelName = "bundled",
+    revision: Revision = None,
+    dtype: DtypeName = Dtype.float32,
+    device: Device = "auto",
+    edit: EditFiles = None,
+    seed: Seed = 1,
+    format: OutputFormat = Format.table,
+    out: Out = None,
+) -> None:
+    """The same edit at every layer, beside that layer's tracing effect."""
+    query = _query(prompt, subject, occurrence, answer, foil, score, bos)
+    chosen: dict[str, Any] = {
+        "method": method.value, "problem": problem.value, "preset": None if preset is None else preset.value,
+        "new_answer": new_answer, "layers": _layer_range("--layers", only), "edit_window": edit_window,
+        "site": site.value, "window": window, "samples": samples, "noise": noise, "averaging": averaging.value,
+        "probes": None if probes is None else str(probes), "seed": seed,
+        "settings": () if statistics is None else (("statistics", statistics),),
+    }  # fmt: skip
+
+    def compute(handle: Any, progress: Any) -> Any:
+        from factscope.experiments import edit_layers as by_layer
+
+        return by_layer.run(handle, query, by_layer.LayersSpec(**chosen), progress=progress)
+
+    _run("layers", compute, _wanted(model, revision, dtype, device), edit, format, out)
+
+
 @app.command()
 def models(
     model: Annotated[str | None, typer.Option("--model", help="Load this one and measure what it supports.")] = None,
@@ -874,6 +1058,43 @@ def _layer_number(option: str, text: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text):
         raise SpecError(f"{option} {_cut(text)!r} is not a whole number", "name layers from 0, such as 0,1,5")
     return int(text)
+
+
+def _layer_range(option: str, text: str | None) -> tuple[int, ...]:
+    """Layers of 5, 3-7 or 3,5-7; none where the option is not given."""
+    found: list[int] = []
+    for name in _names(option, text):
+        first, dash, last = name.partition("-")
+        ends = _layer_number(option, first), _layer_number(option, last if dash else first)
+        if ends[0] > ends[1]:
+            raise SpecError(f"{option} {_cut(name)!r} runs backwards", f"write {ends[1]}-{ends[0]}")
+        if ends[1] - ends[0] >= 10_000:
+            raise SpecError(f"{option} {_cut(name)!r} names too many layers", "name layers that the model has")
+        found += range(ends[0], ends[1] + 1)
+    return tuple(found)
+
+
+def _settings(seed: int, statistics: str | None) -> tuple[tuple[str, Any], ...]:
+    """What the options set otherwise than the preset."""
+    given = (("seed", seed),)
+    return given if statistics is None else (*given, ("statistics", statistics))
+
+
+def _refuse_beside_facts(prompt: str | None, **others: object) -> None:
+    """Without a prompt, what belongs to it says nothing."""
+    for name, value in others.items():
+        if prompt is None and value is not None:
+            raise SpecError(
+                f"--{name.replace('_', '-')} {_cut(str(value))!r} stands without --prompt",
+                "give the prompt, or leave it",
+            )
+
+
+def _check_save(path: Path) -> None:
+    """Refuse a file for the edit that could not be written, before anything is computed."""
+    from factscope.editors.files import SUFFIX
+
+    output.check_out(path, "--save", (SUFFIX,))
 
 
 def _position(text: str) -> int | None:
@@ -1163,7 +1384,7 @@ def _summary(command: str, result: Any) -> dict[str, Any]:
         if getattr(result, "read_layer", None) is None:
             return found
         return {**found, "read_layer": result.read_layer, "window": result.window, "base_rate": result.base_rate}
-    if command in ("trace", "extract", "heads"):
+    if command in ("trace", "extract", "heads", "edit"):
         return result.summary()
     if command != "predict":
         return {}

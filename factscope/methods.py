@@ -337,6 +337,41 @@ _ALL = (
         "had.",
         source="Geva et al. 2023, section 6 (arXiv 2304.14767).",
     ),
+    Method(
+        name="edit",
+        title="Editing a fact",
+        module="editing",
+        question="Can I change a fact, and what else moves?",
+        answer="Compute a change of some MLPs that makes the model say something else, and ask before and after.",
+        recipe=(
+            "ROME gives one layer's MLP another value for the subject's key, MEMIT spreads it over several layers, FT "
+            "trains the same matrix.",
+            "The problem decides what the edit is to do: inject an error, erase, amplify or force the fact, or say "
+            "what the model says of a blurred subject.",
+            "Ask other words for the fact, neighbours with the same answer, the subject's other facts, and your own.",
+            "No weight is written: an edit is put on for a forward, and undone by leaving it out.",
+        ),
+        misleads="Neighbours that gave the new answer no probability are easily left alone: look at NS, and at the "
+        "subject's other facts, which an edit often damages. A high rewrite score alone is one sentence by heart.",
+        source="Meng et al. 2022 (arXiv 2202.05262) and 2023 (arXiv 2210.07229); Hase et al. 2023 (arXiv 2301.04213).",
+    ),
+    Method(
+        name="layers_edit",
+        title="The best layer for an edit",
+        module="edit_layers",
+        question="Where should one edit?",
+        answer="The same edit at every layer, beside what causal tracing says of that layer.",
+        recipe=(
+            "Trace the fact: the tracing effect of a layer is the largest share of what the corruption took that it "
+            "gives back.",
+            "Edit at every layer, each time from the same weights.",
+            "Score every edit: the fact, other words for it, neighbours.",
+            "Compare by eye: the layers of one fact are no sample, so nothing is correlated.",
+        ),
+        misleads="One fact is one fact. Over many facts Hase et al. found that tracing does not tell the better layer; "
+        "a small model may behave otherwise.",
+        source="Hase et al. 2023 (arXiv 2301.04213), sections 3 to 5.",
+    ),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

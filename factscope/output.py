@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".json", ".csv", ".parquet")
 _JOINERS = "\u200c\u200d"
 _REFUSAL = "no: "
-_NAMED_OPTIONS = ", ".join(SUFFIXES)
 
 
 def document(
@@ -135,26 +134,29 @@ def printable(text: str) -> str:
     )
 
 
-def check_out(path: Path) -> None:
+def check_out(path: Path, option: str = "--out", suffixes: Sequence[str] = SUFFIXES) -> None:
     """Refuse a file that could not be written, before anything is computed.
+
+    Args:
+        option: what names the file. suffixes: what it may end in.
 
     Raises:
         SpecError: unknown suffix, a folder, a folder that does not exist, or no permission.
     """
-    name = _named(path)
-    if path.suffix not in SUFFIXES:
+    name = _named(path, option)
+    if path.suffix not in suffixes:
         ending = f"ends in {path.suffix!r}" if path.suffix else "has no suffix"
-        raise SpecError(f"{name} {ending}", f"let it end in one of {_NAMED_OPTIONS}")
+        raise SpecError(f"{name} {ending}", f"let it end in {'one of ' * (len(suffixes) > 1)}{', '.join(suffixes)}")
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = None
     except (OSError, ValueError) as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, option) from error
     if mode is not None and stat.S_ISDIR(mode):
         raise SpecError(f"{name} is a folder", "name a file")
     if mode is not None and not stat.S_ISREG(mode):
-        raise SpecError(f"{name} is not a regular file", "name another file, or leave --out away for standard output")
+        raise SpecError(f"{name} is not a regular file", "name another file, or leave the option out")
     if mode is not None and not (os.access(path, os.W_OK) and mode & 0o222):
         raise SpecError(f"{name} exists and is read-only", "choose another name, or change its permissions")
     if not path.parent.is_dir():
@@ -163,7 +165,7 @@ def check_out(path: Path) -> None:
         with _beside(path):
             pass
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, option) from error
 
 
 def write(path: Path, data: dict[str, Any], rows: pd.DataFrame) -> None:
@@ -231,11 +233,11 @@ def _umask() -> int:
     return current
 
 
-def _named(path: Path) -> str:
+def _named(path: Path, option: str = "--out") -> str:
     text = str(path)
-    return f"--out {text!r}" if len(text) <= 100 else f"--out {text[:80]!r}... ({len(text):,} characters)"
+    return f"{option} {text!r}" if len(text) <= 100 else f"{option} {text[:80]!r}... ({len(text):,} characters)"
 
 
-def _unwritable(path: Path, error: Exception) -> SpecError:
+def _unwritable(path: Path, error: Exception, option: str = "--out") -> SpecError:
     why = getattr(error, "strerror", None) or str(error)
-    return SpecError(f"{_named(path)} cannot be written ({why})", "choose another place")
+    return SpecError(f"{_named(path, option)} cannot be written ({why})", "choose another place")

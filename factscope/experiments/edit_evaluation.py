@@ -259,6 +259,18 @@ def evaluate(
     return run.of(run.facts(probes))
 
 
+def check_files(spec: EvaluationSpec) -> None:
+    """Refuse files that cannot be used, before anything is computed.
+
+    Raises:
+        DatasetError: names the file.
+    """
+    if spec.probes is not None:
+        read_probes(spec.probes)
+    if spec.references is not None:
+        read_references(spec.references)
+
+
 class _Evaluation:
     """The steps of one evaluation, with what they share."""
 
