@@ -13,6 +13,7 @@ from factscope.charts import export
 from factscope.charts.bars import RUNS, before_after, top_tokens
 from factscope.charts.curves import control_band, knockout_curve, layer_curves, token_trajectories, trace_roles
 from factscope.charts.differences import difference_bars, difference_curves, difference_map, lock
+from factscope.charts.edits import layer_scores, loss_curve, probe_bars
 from factscope.charts.enrichment import attributes_rates, sublayer_knockout
 from factscope.charts.figure import Figure
 from factscope.charts.heads import attention_pattern, extraction_events, head_difference, head_map, head_sources
@@ -39,8 +40,11 @@ __all__ = [
     "knockout_curve",
     "knockout_map",
     "layer_curves",
+    "layer_scores",
     "lens_grid",
     "lock",
+    "loss_curve",
+    "probe_bars",
     "severed_curves",
     "sublayer_knockout",
     "token_rows",
