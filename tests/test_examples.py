@@ -1,15 +1,18 @@
 """The scripts under examples/ run as their docstrings say."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def _run(script: str, *arguments: str) -> str:
     command = [sys.executable, str(ROOT / "examples" / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -26,3 +29,20 @@ def test_beside_random_weights() -> None:
     rows = [line.split() for line in printed.strip().splitlines()[2:]]
     trained, random = ([abs(float(row[i])) for row in rows] for i in (1, 2))
     assert max(trained) > 10 * max(random)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_edit_claims_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    few = ("--out", str(tmp_path), "--facts", "1", "--others", "1", "--choose", "1", "--layers", "0", "--methods", "ft",
+           "--preset", "rome")  # fmt: skip
+    printed = _run("edit_claims.py", *few)
+    assert "error-injection" in printed and "fact-forcing" in printed
+    lines = (tmp_path / "edits.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 6, "one on which the layer was chosen, one for each problem"
+    keys = [json.loads(line)["key"] for line in lines]
+    assert keys[0][0] == "choose" and keys[0][4] not in {key[4] for key in keys[1:]}, "chosen on other facts"
+    (tmp_path / "edits.jsonl").write_text("\n".join(lines[:5]) + '\n{"key": ["rep', encoding="utf-8")
+    assert _run("edit_claims.py", *few) == printed
+    again = (tmp_path / "edits.jsonl").read_text(encoding="utf-8")
+    assert again.startswith("\n".join(lines[:5])) and lines[5].partition('"scores"')[0] in again
