@@ -790,7 +790,7 @@ def models(
     if model is None and revision is not None:
         raise SpecError(f"--revision {revision!r} stands without --model", "name the model that has it")
     if model is None and edit:
-        raise SpecError(f"--edit {_cut(str(edit[0]))!r} stands without --model", "name the model that it changes")
+        raise SpecError(f"--edit {_cut(edit[0].name)!r} stands without --model", "name the model that it changes")
     if out is not None:
         output.check_out(out)
     with _Stop() as stop:

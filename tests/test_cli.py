@@ -104,7 +104,9 @@ def test_the_object_is_the_contract(command: str) -> None:
     assert list(data["model"]) == [
         "name", "revision", "dtype", "family", "n_layers", "n_heads", "d_model", "weights",
     ]  # fmt: skip
-    assert list(data["query"]) == ["prompt", "tokens", "subject", "target", "p_target", "rank"]
+    assert list(data["query"]) == [
+        "prompt", "tokens", "subject", "target", "p_target", "rank", "foil", "score", "bos",
+    ]  # fmt: skip
     assert list(data["query"]["tokens"][0]) == ["position", "id", "text", "role"]
     assert list(data["query"]["target"]) == ["id", "text", "n_tokens"]
     assert list(data["timing"]) == ["seconds", "passes"]

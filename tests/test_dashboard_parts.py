@@ -117,7 +117,7 @@ def test_the_home_requests_are_those_of_the_pages() -> None:
         "prediction",
         "logit_lens",
         *["attention_knockout"] * 2,
-        *["causal_tracing"] * 3,
+        *["causal_tracing"] * 6,
         *["subject_enrichment"] * 3,
         *["sub_updates"] * 8,
         "heads",
