@@ -7,6 +7,7 @@ probability is a fraction from 0 to 1, entropies and log-odds are in nats, relat
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 GEVA = "Geva et al. 2023, arXiv 2304.14767"
@@ -589,6 +590,22 @@ _ALL = (
 
 COLUMNS: dict[str, Column] = {column.name: column for column in _ALL}
 """Every column by its name."""
+
+
+_CONTROL = re.compile(r"(?:(?P<source>.+)-)?control-[0-9]+")
+
+
+def control_name(source: str, draw: int) -> str:
+    """What a row of ``flow`` is called that cuts a random set matched to a source: the subject's is ``control-2``,
+    the relation's ``relation-control-2``.
+    """
+    return f"control-{draw}" if source == "subject" else f"{source}-control-{draw}"
+
+
+def control_of(source: str) -> str | None:
+    """Which source such a row is the control of; None for a source itself."""
+    found = _CONTROL.fullmatch(source)
+    return None if found is None else found["source"] or "subject"
 
 
 @dataclass(frozen=True, kw_only=True)
