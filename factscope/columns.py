@@ -658,3 +658,16 @@ ROWS = {
     ),
 }
 """The rows of every command that can be compared. A column that is not named here is left out of a comparison."""
+
+VARIANTS = {
+    ("heads", "by_source"): Rows(axes=("layer", "head", "position"), measures=("direct_effect",), position="position"),
+    ("extract", "early"): Rows(
+        axes=("early_layer", "layer"), measures=("target_rank", "target_score"), labels=("extracted",)
+    ),
+    ("enrich", "layer"): Rows(
+        axes=("layer", "neuron"),
+        measures=("activation", "size", "attributes_rate", "other_subject_rate"),
+        labels=("top_tokens",),
+    ),
+}
+"""Other rows of a command where a field of its spec is set: heads by source, early states, neurons."""
