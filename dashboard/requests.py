@@ -52,7 +52,7 @@ def lens(choice: LensChoice | None = None) -> LensSpec:
 
 
 def curve(choice: FlowChoice) -> KnockoutSpec:
-    """The knockout curve with its random matched control."""
+    """The knockout curve with the random matched control of each set."""
     return KnockoutSpec(sources=choice.sources, window=choice.window, control=choice.control, seed=choice.seed)
 
 
@@ -211,7 +211,7 @@ def lens_passes(found: Any) -> int:
 
 def curve_passes(found: Any, choice: FlowChoice) -> int:
     """Interventions of the curve."""
-    return (len(choice.sources) + choice.control) * found.model.n_layers
+    return len(choice.sources) * (1 + choice.control) * found.model.n_layers
 
 
 def map_passes(found: Any) -> int:

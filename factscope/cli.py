@@ -209,7 +209,7 @@ Edges = Annotated[
     list[str] | None,
     typer.Option("--edges", help="FROM:TO:LAYERS[:HEADS], FROM may not read TO; repeatable, instead of sources."),
 ]
-Control = Annotated[int, typer.Option("--control", help="Draws of random positions matched to the subject.")]
+Control = Annotated[int, typer.Option("--control", help="Draws of random positions matched to each source.")]
 Site = Annotated[SiteChoice, typer.Option("--site", help="Block output, or the update of the MLP or of the attention.")]
 Projection = Annotated[ProjectionChoice, typer.Option("--projection", help="Through the final norm, or the raw state.")]
 

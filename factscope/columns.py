@@ -7,6 +7,7 @@ probability is a fraction from 0 to 1, entropies and log-odds are in nats, relat
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 GEVA = "Geva et al. 2023, arXiv 2304.14767"
@@ -591,6 +592,22 @@ COLUMNS: dict[str, Column] = {column.name: column for column in _ALL}
 """Every column by its name."""
 
 
+_CONTROL = re.compile(r"(?:(?P<source>.+)-)?control-[0-9]+")
+
+
+def control_name(source: str, draw: int) -> str:
+    """What a row of ``flow`` is called that cuts a random set matched to a source: the subject's is ``control-2``,
+    the relation's ``relation-control-2``.
+    """
+    return f"control-{draw}" if source == "subject" else f"{source}-control-{draw}"
+
+
+def control_of(source: str) -> str | None:
+    """Which source such a row is the control of; None for a source itself."""
+    found = _CONTROL.fullmatch(source)
+    return None if found is None else found["source"] or "subject"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """What the columns of one command's rows are to a comparison of two such tables.
@@ -641,3 +658,16 @@ ROWS = {
     ),
 }
 """The rows of every command that can be compared. A column that is not named here is left out of a comparison."""
+
+VARIANTS = {
+    ("heads", "by_source"): Rows(axes=("layer", "head", "position"), measures=("direct_effect",), position="position"),
+    ("extract", "early"): Rows(
+        axes=("early_layer", "layer"), measures=("target_rank", "target_score"), labels=("extracted",)
+    ),
+    ("enrich", "layer"): Rows(
+        axes=("layer", "neuron"),
+        measures=("activation", "size", "attributes_rate", "other_subject_rate"),
+        labels=("top_tokens",),
+    ),
+}
+"""Other rows of a command where a field of its spec is set: heads by source, early states, neurons."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from factscope.columns import ROWS, Rows
+from factscope.columns import ROWS, VARIANTS, Rows
 from factscope.errors import SpecError
 
 _KEPT = ("model", "query", "spec", "warnings", "summary", "timing")
@@ -157,7 +157,12 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[dict[str, Any],
         raise SpecError(
             f"A is an output of {a['command']} and B of {b['command']}", "compare two outputs of one command"
         )
-    rows = rows_of(a["command"])
+    rows, other = (rows_of(side["command"], side["spec"]) for side in (a, b))
+    if rows != other:
+        raise SpecError(
+            f"the rows of A are by {', '.join(rows.axes)} and those of B by {', '.join(other.axes)}",
+            "compare two runs with the same kind of rows",
+        )
     joined = join(pd.DataFrame(a["rows"]), pd.DataFrame(b["rows"]), rows)
     said = [*_said_by_both(a["warnings"], b["warnings"]), *mismatches(a, b, joined, rows)]
     data = {
@@ -178,14 +183,18 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[dict[str, Any],
     return data, joined.table
 
 
-def rows_of(command: str) -> Rows:
-    """What the rows of a command are.
+def rows_of(command: str, spec: Mapping[str, Any] | None = None) -> Rows:
+    """What the rows of a command are, with a spec that may ask for others.
 
     Raises:
         SpecError: it has none that can be compared.
     """
     if command not in ROWS:
         raise SpecError(f"{command!r} gives no rows that can be compared", f"choose one of {', '.join(ROWS)}")
+    for (name, field), rows in VARIANTS.items():
+        value = (spec or {}).get(field)
+        if name == command and value is not None and value is not False and value != "":
+            return rows
     return ROWS[command]
 
 

@@ -106,7 +106,7 @@ def _controls(prediction: Any) -> None:
             step=1,
             key=state.seed("flow-control", choice.control),
             on_change=state.on_change("flow-control", "flow", "control", int),
-            help="Draws of as many random other tokens as the subject has, matched for position 0: the null, a band.",
+            help="Draws of as many random other tokens as each set has, matched for position 0: its null, a band.",
         )
     with null:
         st.selectbox(

@@ -74,6 +74,10 @@ def test_a_table_joins_the_rows_of_a_subject(tmp_path: Path) -> None:
     assert source.others("Chile", 5, 1) == (source.about("Peru"),)
 
 
+def test_a_space_may_stand_before_a_quotation_mark(tmp_path: Path) -> None:
+    assert table(tmp_path, 'subject, paragraphs\nPeru, "Lima, a city."\n').about("Peru") == ("Lima, a city.",)
+
+
 def test_a_table_may_use_semicolons_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert table(tmp_path, b"\xef\xbb\xbfsubject;paragraphs\nPeru;Lima, a city.\n").about("Peru") == ("Lima, a city.",)
 
@@ -90,6 +94,8 @@ def test_a_table_may_use_semicolons_and_a_byte_order_mark(tmp_path: Path) -> Non
         ('subject,paragraphs\nPeru,"Lima\n', "not valid CSV"),
         (f"subject,paragraphs\nPeru,{'long ' * 40_000}\n", "give long paragraphs a row each"),
         (b"subject,paragraphs\nPeru,\xff\n", "not UTF-8"),
+        ("subject,paragraphs\nChile,Santiago\nPeru,Lima, its capital\n", "row 2 .* more fields than there are columns"),
+        ("subject,paragraphs,Subject\nPeru,Lima,Chile\n", "two columns 'subject'"),
         (b"PK\x03\x04nothing", "Excel or ZIP"),
     ],
 )

@@ -122,7 +122,10 @@ def test_severing_acts() -> None:
     fixed, compat = (traced("gpt2", sever="mlp", sever_draws=draws) for draws in ("fixed", "compat"))
     assert fixed.p_corrupted == compat.p_corrupted
     assert float(np.abs(fixed.p_restored - compat.p_restored).max()) > 0.01
-    assert traced("gpt2", sever_draws="compat").p_restored == pytest.approx(traced("gpt2").p_restored)
+    without = traced("gpt2", sever_draws="compat")
+    assert without.p_restored == pytest.approx(traced("gpt2").p_restored)
+    assert any("Nothing is severed" in warning for warning in without.warnings)
+    assert not any("Nothing is severed" in warning for warning in (*compat.warnings, *traced("gpt2").warnings))
 
 
 @pytest.mark.parametrize("name", SPLIT)

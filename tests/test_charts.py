@@ -579,6 +579,38 @@ class TestCurves:
             knockout_curve(knockout_table(), band=given).data.query("kind == 'control'")["low"].tolist() == [-50.0] * 8
         )
 
+    def test_every_curve_has_the_band_of_its_own_control(self):
+        table = knockout_table(controls=2)
+        wide = table[table["source"].str.startswith("control")].assign(
+            source=lambda t: "relation-" + t["source"],
+            relative_change_percent=lambda t: t["relative_change_percent"] * 10,
+        )
+        figure = knockout_curve(pd.concat([table, wide], ignore_index=True))
+        assert set(figure.data.query("kind == 'line'")["series"]) == {"subject", "relation", "last"}
+        bands = figure.data.query("kind == 'control' and layer == 0").set_index("series")
+        assert bands.loc["subject", ["low", "value", "high"]].tolist() == [-6.0, -4.5, -3.0]
+        assert bands.loc["relation", ["low", "value", "high"]].tolist() == [-60.0, -45.0, -30.0]
+        grey = figure.data.query("kind == 'line'").groupby("series")["null"].all()
+        assert grey.to_dict() == {"subject": False, "relation": True, "last": False}
+        assert "Blocking the subject lowers p(Paris) most around layer 4: −60% (p 0.60 to 0.24); " in figure.sentence
+        assert "blocking the relation changes p(Paris) no more than the random control does" in figure.sentence
+        assert "with no control to compare" in figure.sentence.split("; ")[2]
+        assert "between −6.0% and −3.0% for the subject" in figure.sentence
+        assert "between −60% and −30% for the relation" in figure.sentence
+        assert {"subject control low", "relation control mean"} <= set(figure.alt_table.columns)
+        colours = [layer["mark"]["color"] for layer in figure.spec["layer"] if layer["mark"]["type"] == "area"]
+        assert colours == [theme.LIGHT.series[name] for name in ("subject", "relation")]
+        drawn(figure)
+
+    def test_a_control_without_its_source_is_the_null_of_all(self):
+        table = knockout_table(controls=2).assign(source=lambda t: t["source"].replace("subject", "5"))
+        figure = knockout_curve(table[table["source"] != "relation"])
+        assert set(figure.data.query("kind == 'control'")["series"]) == {"random control"}
+        assert figure.data.query("kind == 'line'").groupby("series")["null"].all().to_dict() == {
+            "5": False,
+            "last": True,
+        }
+
     def test_percent_begins_at_minus_100_and_makes_room_above(self):
         assert scales(knockout_curve().spec, "y")[0]["domain"] == [-100, 20]
         risen = knockout_table()

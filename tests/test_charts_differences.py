@@ -75,11 +75,16 @@ def curve_data() -> pd.DataFrame:
 
 
 def test_a_curve_inside_the_difference_of_the_controls_is_no_difference() -> None:
-    shown = charts.difference_curves(curve_data(), quantity="percent", what="change of p(Paris), percent")
+    data = curve_data()
+    twice = data[data["series"].str.startswith("control")].assign(series=lambda t: "relation-" + t["series"])
+    whole = pd.concat([data, twice.assign(b=twice["b"] * 2)], ignore_index=True)
+    shown = charts.difference_curves(whole, quantity="percent", what="change of p(Paris), percent")
     assert "subject most at layer 2: −50.0%" in shown.sentence
     assert "relation: no more than the random control" in shown.sentence
-    band = shown.data[shown.data["kind"] == "control"]
-    assert band["low"].tolist() == [-3.0] * 4 and band["high"].tolist() == [3.0] * 4
+    bands = shown.data[shown.data["kind"] == "control"].groupby("series")
+    assert bands["low"].unique().map(list).to_dict() == {"subject": [-3.0], "relation": [-6.0]}
+    alone = charts.difference_curves(data, quantity="percent", what="change of p(Paris), percent")
+    assert "relation most at layer 0: +2.0%" in alone.sentence
     assert set(shown.data[shown.data["kind"] == "line"]["series"]) == {"subject", "relation"}
     assert export.svg(shown).startswith(b"<svg")
 

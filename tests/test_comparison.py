@@ -254,6 +254,28 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     refused(invoke("compare", "flow", *FACT, "--b", "--window 0"), "window 0")
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "axes", "measure"),
+    [
+        ("heads", ("--by-source",), ["layer", "head", "position"], "direct_effect"),
+        ("extract", ("--early", "subject"), ["early_layer", "layer"], "target_rank"),
+        ("enrich", ("--sub-updates", "0"), ["layer", "neuron"], "activation"),
+    ],
+)
+def test_other_rows_of_a_command_are_compared_too(
+    command: str, option: tuple[str, ...], axes: list[str], measure: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    outcome = invoke(command, *FACT, *option, "--out", str(path))
+    assert outcome.status == 0, outcome.err
+    found = invoke("compare", "--a", str(path), "--b", str(path), "--format", "json").data
+    assert list(found["rows"][0])[: len(axes)] == axes
+    assert {row[f"{measure}_difference"] for row in found["rows"]} == {0}
+    plain = tmp_path / "plain.json"
+    invoke(command, *FACT, "--out", str(plain))
+    refused(invoke("compare", "--a", str(path), "--b", str(plain)), f"rows of A are by {', '.join(axes)}")
+
+
 def test_of_a_stopped_second_run_the_finished_rows_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factscope.interventions.engine.WAVE_WORK", 1_000_000)
     done: list[int] = []

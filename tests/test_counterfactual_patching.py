@@ -228,6 +228,20 @@ def test_pairs_of_any_two_questions() -> None:
     assert paired(theirs, mine) == {0: 3, 4: 4, 5: 5}
 
 
+def test_a_start_token_is_never_paired_with_a_word() -> None:
+    tokenizer = load("bundled").tokenizer
+    mine = tokenize(Query(prompt="The capital of Japan is", subject="Japan"), tokenizer)
+    theirs = tokenize(Query(prompt="Miles Davis plays the", subject="Miles Davis"), tokenizer)
+    pairs = paired(mine, theirs)
+    special = {p for p, token in enumerate(mine.tokens) if token.role == "special"}
+    assert special == {0}
+    assert pairs[0] == 0
+    assert {1, 2, 3}.isdisjoint(pairs)
+    assert (0, 0) in paired(theirs, mine).items()
+    bare = tokenize(Query(prompt="The capital of Japan is", subject="Japan", bos="no"), tokenizer)
+    assert 0 not in paired(mine, bare)
+
+
 @pytest.mark.parametrize(
     ("spec", "error", "says"),
     [

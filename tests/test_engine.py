@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from factscope.columns import control_of
 from factscope.errors import SpecError
 from factscope.experiments.attention_knockout import KnockoutResult, KnockoutSpec, control_sets, run
 from factscope.interventions import engine
@@ -189,22 +191,66 @@ def test_default_windows() -> None:
     assert [default_flow_window(n) for n in (4, 8, 12, 24, 28, 48)] == [3, 3, 3, 5, 5, 9]
 
 
-def test_controls_match_the_subject() -> None:
+@pytest.mark.parametrize("name", ["subject", "relation", "last", "subject-first", "2-4", "0", "0+5"])
+def test_controls_match_their_source_and_lie_outside_it(name: str) -> None:
     handle, _ = known("gpt2")
-    ids = distinct_prompt(subject("gpt2").model, 14, seed=2)
-    for span in ((0, 3), (4, 6), (11, 13)):
+    ids = distinct_prompt(subject("gpt2").model, 16, seed=2)
+    for span in ((0, 8), (4, 9), (2, 11)):
         seen: TokenizedQuery = tokenize(query_on(ids, span), handle.tokenizer)
-        drawn, warnings = control_sets(seen, 10, seed=5)
-        again, _ = control_sets(seen, 10, seed=5)
-        other, _ = control_sets(seen, 10, seed=6)
-        assert len(drawn) == len(set(drawn)) == 10
-        assert (drawn, warnings) == (again, ())
-        assert drawn != other
+        own = {p for part in name.split("+") for p in seen.positions(part)}
+        drawn, warnings = control_sets(seen, name, tuple(own), 5, seed=5)
+        others = 14 - len(own - {0})
+        if len(own - {0}) == 0 or len(own - {0}) > others:
+            assert drawn == []
+            assert warnings[0].startswith("no control")
+            continue
+        again, _ = control_sets(seen, name, tuple(own), 5, seed=5)
+        assert 1 <= len(drawn) == len(set(drawn)) <= 5
+        assert drawn == again
+        if math.comb(others, len(own - {0})) > 10:
+            assert (len(drawn), warnings) == (5, ())
+            assert drawn != control_sets(seen, name, tuple(own), 5, seed=6)[0]
         for chosen in drawn:
-            assert len(chosen) == len(set(chosen)) == span[1] - span[0]
-            assert (0 in chosen) == (span[0] == 0)
-            assert not set(chosen) & (set(range(*span)) - {0})
+            assert len(chosen) == len(set(chosen)) == len(own)
+            assert (0 in chosen) == (0 in own)
+            assert not set(chosen) & (own - {0})
             assert seen.last not in chosen
+
+
+def test_the_control_of_the_relation_may_be_of_the_subject() -> None:
+    handle, _ = known("gpt2")
+    seen = tokenize(query_on(distinct_prompt(subject("gpt2").model, 8, seed=2), (0, 5)), handle.tokenizer)
+    drawn, _ = control_sets(seen, "relation", seen.positions("relation"), 20, seed=1)
+    assert {p for chosen in drawn for p in chosen} == {1, 2, 3, 4}
+
+
+def test_no_control_is_the_subject_itself() -> None:
+    """A subject that is position 0 alone: the only set that matches it for position 0 is the subject."""
+    handle, ids = known("gpt2")
+    result = run(handle, query_on(ids, (0, 1)), KnockoutSpec(sources=("subject",), control=3))
+    assert result.sources == ("subject",)
+    assert any(warning.startswith("no control") for warning in result.warnings)
+
+
+def test_every_source_has_rows_of_its_own_control() -> None:
+    handle, ids = known("gpt2")
+    result = run(handle, query_on(ids, (2, 5)), KnockoutSpec(control=2))
+    families = {name: [s for s in result.sources if control_of(s) == name] for name in ("subject", "relation", "last")}
+    assert families == {
+        "subject": ["control-1"],
+        "relation": ["relation-control-1"],
+        "last": ["last-control-1", "last-control-2"],
+    }
+    cut = dict(zip(result.sources, result.positions, strict=True))
+    assert (cut["control-1"], cut["relation-control-1"]) == ((1, 5, 6), (0, 2, 3, 4))
+    assert {len(cut[name]) for name in families["last"]} == {1}
+    assert sum("only 1 different sets match" in warning for warning in result.warnings) == 2
+    assert set(result.table()["source"]) == set(result.sources)
+    few = run(handle, query_on(ids, (3, 5)), KnockoutSpec(sources=("relation",), control=2))
+    assert few.sources == ("relation",)
+    assert "2 other positions are too few to match 5 of 'relation'" in few.warnings[-1]
+    each = run(handle, query_on(ids, (2, 5)), KnockoutSpec(sources=("each",), control=2))
+    assert each.sources[len(ids) :] == ("control-1",)
 
 
 @pytest.mark.parametrize(

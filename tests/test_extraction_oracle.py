@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from functools import lru_cache
 from typing import Any
@@ -23,7 +24,7 @@ from factscope.experiments.attribute_extraction import (
 from factscope.interventions import attention
 from factscope.models import splitting
 from factscope.models.handle import ModelHandle
-from tests.oracle.laboratory import distinct_prompt, query_on, subject
+from tests.oracle.laboratory import distinct_prompt, handle_of, query_on, subject
 from tests.oracle.plain_heads import Heads, layer_on, mlp_on
 from tests.oracle.plain_heads import heads as plain_heads
 
@@ -174,7 +175,7 @@ def test_default_early_layers_are_scaled() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_table_and_summary(family: str) -> None:
-    result: ExtractionResult = found(family, (2, 5), ExtractionSpec(edges="keep:subject-last", early="subject"))
+    result: ExtractionResult = found(family, (2, 5), ExtractionSpec(edges="keep:subject-last"))
     table = result.update_table()
     assert list(table.columns) == ["site", "layer", "extracted", "target_rank", "target_score"]
     assert list(table.site.unique()) == ["attention", "mlp", "contribution"]
@@ -185,11 +186,31 @@ def test_table_and_summary(family: str) -> None:
         events = table[(table.site == site) & table.extracted].layer
         assert layer == (None if events.empty else events.min())
     assert result.summary()["first_extracting_layer"] == first
+    result = found(family, (2, 5), ExtractionSpec(early="subject"))
     early = result.table()
     assert list(early.columns) == ["early_layer", "layer", "extracted", "target_rank", "target_score"]
     assert set(early.early_layer) == {s for s in result.early_layers if s < LAYERS - 1}
     assert (early.early_layer < early.layer).all()
     assert len(result.comparison()) == LAYERS
+
+
+def test_edges_beside_early_states_are_refused() -> None:
+    """They would be left out of the rows without a word."""
+    with pytest.raises(SpecError, match="'block:subject' stand beside"):
+        found("gpt2", (2, 5), ExtractionSpec(edges="block:subject", early="subject"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_weights_are_projected_in_float32(dtype: torch.dtype) -> None:
+    chosen = subject("gpt2").handle
+    short = handle_of(copy.deepcopy(subject("gpt2").model).to(dtype), "short", str(dtype).removeprefix("torch."))
+    states = torch.randn(4, chosen.info.d_model)
+    weight = short.parts.wiring.head.weight.detach()
+    right = states.double() @ weight.double().T
+    assert (extraction._unembedded(short, states).double() - right).abs().max() <= 1e-4
+    assert (short.unembed(states.to(dtype)).double() - right).abs().max() > 1e-3
+    double = states.to(chosen.parts.wiring.head.weight.dtype)
+    assert torch.equal(extraction._unembedded(chosen, states), chosen.unembed(double))
 
 
 def test_an_update_of_zero_is_no_event() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from factscope.errors import SpecError
+from factscope.experiments import extraction_rates as rates
 from factscope.experiments.attribute_extraction import ExtractionResult, ExtractionSpec
 from factscope.experiments.attribute_extraction import run as extract
 from factscope.experiments.extraction_rates import (
@@ -20,7 +21,8 @@ from factscope.experiments.extraction_rates import (
 )
 from factscope.experiments.heads import HeadsResult
 from factscope.experiments.heads import run as heads
-from tests.oracle.laboratory import distinct_prompt, query_on, subject
+from factscope.queries import Query
+from tests.oracle.laboratory import distinct_prompt, query_on, subject, words
 
 
 @lru_cache
@@ -100,6 +102,16 @@ def test_share_of_mappings_at_extracting_layers() -> None:
     other = dataclasses.replace(split, target=dataclasses.replace(split.target, ids=(5,)))
     with pytest.raises(SpecError, match="pair"):
         mapping_share([(pairs[0][0], other)])
+
+
+def test_a_subject_chosen_by_its_tokens_is_the_subject() -> None:
+    """Not its prompt: two prompts about it are one subject to the bootstrap."""
+    chosen = subject("gpt2")
+    first, second = (distinct_prompt(chosen.model, 8, seed) for seed in (1, 2))
+    second[2:5] = first[2:5]
+    queries = [Query(prompt=words(ids), span=(2, 5)) for ids in (first, second)]
+    found = [extract(chosen.handle, query) for query in queries]
+    assert len({rates._subject(result) for result in found}) == 1
 
 
 def test_intervals_draw_subjects_not_queries() -> None:

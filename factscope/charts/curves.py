@@ -18,6 +18,7 @@ from factscope.charts.figure import AGAIN, Figure, base_spec, remakeable
 from factscope.charts.heatmaps import RANK_LIMIT
 from factscope.charts.text import TokenRow
 from factscope.charts.theme import Theme, ThemeName, config, series_colours, series_shapes, theme_named
+from factscope.columns import control_of
 from factscope.errors import SpecError
 
 CurveQuantity = Literal["probability", "rank", "entropy"]
@@ -37,7 +38,7 @@ class CurveShape:
         layers: ticks of the x axis; -1 is the embedding.
         series, named: identifiers and what the legend calls them.
         low, high: of the y axis. log: y is logarithmic with 1 on top.
-        banded: there is a control's band.
+        banded: there is a control's band. owned: the series that have one of their own, in their colour.
         zero: values are changes, with a line at zero.
         null: what the legend calls the band.
         colours: of the series; empty takes those of their sets.
@@ -55,6 +56,7 @@ class CurveShape:
     value_title: str
     log: bool = False
     banded: bool = False
+    owned: tuple[str, ...] = ()
     zero: bool = False
     percent: bool = False
     null: str = "random control (range, mean dashed)"
@@ -81,12 +83,12 @@ def knockout_curve(
 
     Args:
         table: the contract's columns of ``flow``: source, layer, window, p_base, p_knockout, relative_change_percent,
-            log_odds_change, and logit_difference_change where that is shown. Rows ``control-N`` make the band where
-            none is given.
-        band: columns layer, low, high, mean in the measure's unit: the random matched control.
+            log_odds_change, and logit_difference_change where that is shown. The rows of a source's random control
+            make its band where none is given.
+        band: columns layer, low, high, mean in the measure's unit: a null of all sources.
         n_layers: of the model, so that a curve that is filling in keeps its axis; default the table's last layer.
         sources: all that will come, so that a legend keeps its entries; default those of the table.
-        null: what the band is, in words. Points inside it are grey.
+        null: what the band is, in words. Points inside theirs are grey.
 
     Raises:
         SpecError: the measure or the theme is unknown.
@@ -98,12 +100,11 @@ def knockout_curve(
     seen: Any = table.assign(
         source=table["source"].astype(str), value=table[column].astype(float).replace([np.inf, -np.inf], np.nan)
     )
-    control = seen["source"].str.startswith("control-")
-    limits = control_band(seen[control]) if band is None and control.any() else band
-    seen = seen[~control]
+    limits = matched_bands(seen) if band is None else band
+    seen = seen[seen["source"].map(control_of).isna()]
     last = int(seen["layer"].max()) if n_layers is None and len(table) else (n_layers or 1) - 1
     layers = tuple(range(last + 1))
-    names = _ordered([*(s for s in sources or () if not s.startswith("control-")), *seen["source"].unique()])
+    names = _ordered([*(s for s in sources or () if control_of(s) is None), *seen["source"].unique()])
     grid = pd.MultiIndex.from_product([names, layers], names=["source", "layer"])
     rows: Any = seen.set_index(["source", "layer"]).reindex(grid).reset_index()
     low, high = _change_domain(rows["value"], limits, measure)
@@ -120,7 +121,8 @@ def knockout_curve(
         banded=limits is not None,
         zero=True,
         percent=measure == "percent",
-        null=f"{null} (range, mean dashed)",
+        owned=owners(limits, names),
+        null=f"{'its own ' if owners(limits, names) else ''}{null} (range, mean dashed)",
     )
     lines = pd.DataFrame(
         {
@@ -130,7 +132,7 @@ def knockout_curve(
             "value": rows["value"],
             "p_base": rows["p_base"],
             "p_knockout": rows["p_knockout"],
-            "null": reached(rows, limits),
+            "null": reached(rows.assign(series=rows["source"]), limits),
             "shown": [text.change(v, measure) for v in rows["value"]],
             "name": [shape.named[shape.series.index(s)] for s in rows["source"]],
         }
@@ -143,6 +145,31 @@ def knockout_curve(
         alt_table=_knockout_table(rows, names, limits, measure),
         caption=caption,
     )
+
+
+def matched_bands(rows: pd.DataFrame) -> pd.DataFrame | None:
+    """Lowest, highest and mean ``value`` over the draws of every source's control; ``of`` names the source.
+
+    Args:
+        rows: columns source, layer, value, those of the sources themselves included. Where they have draws of a control
+            whose source they do not have, as single positions do, it is the null of all, without ``of``.
+
+    Returns:
+        None without a draw.
+    """
+    of = rows["source"].map(control_of)
+    drawn: Any = rows[of.notna()].assign(of=of).dropna(subset=["value"])
+    if drawn.empty:
+        return None
+    if not set(drawn["of"]) & set(rows["source"]):
+        return control_band(drawn)
+    return drawn.groupby(["of", "layer"])["value"].agg(low="min", high="max", mean="mean").reset_index()
+
+
+def owners(band: pd.DataFrame | None, series: Sequence[str]) -> tuple[str, ...]:
+    """The series that have a band of their own."""
+    own = set() if band is None or "of" not in band else set(band["of"])
+    return tuple(name for name in series if name in own)
 
 
 def control_band(rows: pd.DataFrame) -> pd.DataFrame:
@@ -189,10 +216,10 @@ def with_extras(
 ) -> pd.DataFrame:
     """The rows of a figure: its lines, a null's band, the cursor; ``say`` puts a value of the measure in words."""
     parts: list[Any] = [lines]
-    if band is not None and len(band):
+    for of, one in _each_band(band):
         span = pd.RangeIndex(max(lines["layer"], default=-1) + 1, name="layer")
         extra = (
-            band.set_index("layer")[["low", "high", "mean"]]
+            one.set_index("layer")[["low", "high", "mean"]]
             .reindex(span)
             .reset_index()
             .rename(columns={"mean": "value"})
@@ -201,7 +228,8 @@ def with_extras(
             f"{say(m, measure)} ({say(a, measure)} to {say(b, measure)})"
             for a, b, m in zip(extra["low"], extra["high"], extra["value"], strict=True)
         ]
-        parts.append(extra.assign(kind="control", series=CONTROL, name=CONTROL, shown=shown))
+        name = f"{CONTROL} of {of}" if of else CONTROL
+        parts.append(extra.assign(kind="control", series=of or CONTROL, name=name, shown=shown))
     if cursor_layer is not None:
         parts.append(pd.DataFrame({"kind": ["cursor"], "layer": [int(cursor_layer)], "series": ["cursor"]}))
     whole: Any = pd.concat(parts, ignore_index=True)
@@ -219,13 +247,25 @@ def with_extras(
 
 
 def reached(rows: Any, band: pd.DataFrame | None) -> list[bool]:
-    """Whether the null reaches each row's value at its layer, 0 included."""
+    """Whether the null of each row's series reaches its value at its layer, 0 included."""
     if band is None:
         return [False] * len(rows)
-    bounds = {row["layer"]: (min(row["low"], 0.0), max(row["high"], 0.0)) for row in band.to_dict("records")}
+    own = "of" in band
+    bounds = {
+        (row["of"] if own else "", row["layer"]): (min(row["low"], 0.0), max(row["high"], 0.0))
+        for row in band.to_dict("records")
+    }
     never = (math.inf, -math.inf)
-    pairs = zip(rows["layer"], rows["value"], strict=True)
-    return [bounds.get(layer, never)[0] <= value <= bounds.get(layer, never)[1] for layer, value in pairs]
+    keys = zip(rows["series"] if own else [""] * len(rows), rows["layer"], strict=True)
+    found = [bounds.get(key, never) for key in keys]
+    return [low <= value <= high for (low, high), value in zip(found, rows["value"], strict=True)]
+
+
+def _each_band(band: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:
+    """A null's band by the series whose it is; "" for one of all."""
+    if band is None or band.empty:
+        return []
+    return [(str(of), one) for of, one in band.groupby("of", sort=False)] if "of" in band else [("", band)]
 
 
 def _knockout_table(
@@ -233,9 +273,9 @@ def _knockout_table(
 ) -> pd.DataFrame:
     digits = 1 if measure == "percent" else 3
     wide = rows.pivot(index="layer", columns="source", values="value")[list(sources)].round(digits)
-    if band is not None and len(band):
-        known = band.set_index("layer").round(digits)
-        wide = wide.join(known.rename(columns={"low": "control low", "high": "control high", "mean": "control mean"}))
+    for of, one in _each_band(band):
+        known = one.set_index("layer")[["low", "high", "mean"]].round(digits)
+        wide = wide.join(known.rename(columns=lambda end, of=of: f"{of} control {end}".strip()))
     wide.columns.name = None
     return wide.reset_index()
 
@@ -487,7 +527,7 @@ def _curve_spec(shape: CurveShape) -> dict[str, Any]:
     spec = base_spec(config(look), width=760, height=280)
     layers: list[dict[str, Any]] = []
     if shape.banded:
-        layers += _band(shape, look)
+        layers += _bands(shape, look)
     layers += [_cursor_rule(shape, look), _line(shape, look, points=False), _line(shape, look, points=True)]
     return {**spec, "layer": layers}
 
@@ -547,18 +587,31 @@ def _y(shape: CurveShape, look: Theme, field: str = "value") -> dict[str, Any]:
     return {"field": field, "type": "quantitative", "scale": scale, "axis": axis}
 
 
-def _band(shape: CurveShape, look: Theme) -> list[dict[str, Any]]:
-    only = [{"filter": "datum.kind === 'control'"}]
+def _bands(shape: CurveShape, look: Theme) -> list[dict[str, Any]]:
+    """The null's band, or each series' own one in its colour."""
+    if not shape.owned:
+        return _band(shape, look, "datum.kind === 'control'", look.control, 0.25)
+    colours = dict(zip(shape.series, list(shape.colours) or series_colours(shape.series, look), strict=True))
+    return [
+        layer
+        for name in shape.owned
+        for layer in _band(
+            shape, look, f"datum.kind === 'control' && datum.series === {json.dumps(name)}", colours[name], 0.14
+        )
+    ]
+
+
+def _band(shape: CurveShape, look: Theme, those: str, colour: str, opacity: float) -> list[dict[str, Any]]:
     y = _y(shape, look)
     return [
         {
-            "transform": only,
-            "mark": _quiet("area", color=look.control, opacity=0.25, clip=True, invalid=GAPS),
+            "transform": [{"filter": those}],
+            "mark": _quiet("area", color=colour, opacity=opacity, clip=True, invalid=GAPS),
             "encoding": {"x": _x(shape), "y": _y(shape, look, "low"), "y2": {"field": "high"}},
         },
         {
-            "transform": only,
-            "mark": _quiet("line", color=look.control, strokeWidth=1.5, strokeDash=[4, 3], clip=True, invalid=GAPS),
+            "transform": [{"filter": those}],
+            "mark": _quiet("line", color=colour, strokeWidth=1.5, strokeDash=[4, 3], clip=True, invalid=GAPS),
             "encoding": {"x": _x(shape), "y": y},
         },
     ]

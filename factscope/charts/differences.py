@@ -23,6 +23,7 @@ from factscope.charts import curves, enrichment, heatmaps, text
 from factscope.charts.figure import Figure, base_spec, remakeable
 from factscope.charts.text import MINUS, TokenRow
 from factscope.charts.theme import MONO, ThemeName, config, theme_named
+from factscope.columns import control_of
 from factscope.errors import SpecError
 
 Compared = Literal["percent", "log_odds", "logit_difference", "probability", "rank", "entropy", "rate"]
@@ -178,17 +179,21 @@ def difference_curves(
     """What differs between the curves of A and B.
 
     Args:
-        data: columns layer, series, a, b; series ``control-N`` are draws of a random control and make the null's band.
+        data: columns layer, series, a, b; series ``control-N`` are draws of a null and make its band. Where that is the
+            random control they are the subject's, and ``relation-control-N`` and so on each other one's.
         what: the quantity in words.
-        null: the control in words.
+        null: the null in words.
 
     Raises:
         SpecError: the quantity or the theme is unknown.
     """
     scale = _scale(quantity)
     rows: Any = data.assign(series=data["series"].astype(str), value=difference(data["a"], data["b"], quantity))
-    control = rows["series"].str.startswith("control-")
-    band = curves.control_band(rows[control]) if control.any() else None
+    control = rows["series"].map(control_of).notna()
+    if null == curves.CONTROL:
+        band = curves.matched_bands(rows.rename(columns={"series": "source"}))
+    else:
+        band = curves.control_band(rows[control]) if control.any() else None
     rows = rows[~control].reset_index(drop=True)
     names = tuple(dict.fromkeys(text.visible(name) for name in rows["series"]))
     known = rows["value"].dropna().abs()
@@ -204,9 +209,10 @@ def difference_curves(
         y_title=f"{TITLE}, {'powers of ten' if quantity == 'rank' else what}",
         value_title=TITLE,
         banded=band is not None,
+        owned=curves.owners(band, names),
         zero=True,
         percent=quantity == "percent",
-        null=f"{null} (range, mean)",
+        null=f"{'its own ' if curves.owners(band, names) else ''}{null} (range, mean)",
         colours=enrichment.series_colours(names, theme_named(theme)) if quantity == "rate" else (),
     )
     shown = [_written(r.value, r.a, r.b, quantity) for r in rows.itertuples()]
@@ -226,21 +232,28 @@ def difference_curves(
 
 def _curves_sentence(lines: Any, band: pd.DataFrame | None, null: str) -> str:
     """Where each series differs most, unless its difference is one that the null has too."""
-    bounds = {} if band is None else {r["layer"]: (r["low"], r["high"]) for r in band.to_dict("records")}
-    parts, within = [], []
+    own = band is not None and "of" in band
+    ranges: dict[str, dict[Any, tuple[float, float]]] = {}
+    for row in [] if band is None else band.to_dict("records"):
+        ranges.setdefault(row["of"] if own else "", {})[row["layer"]] = (row["low"], row["high"])
+    parts, within, same = [], [], []
     for name, rows in lines.dropna(subset=["value"]).groupby("series", sort=False):
+        bounds = ranges.get(str(name) if own else "", {})
         far = [
             row
             for row in rows.to_dict("records")
             if not bounds.get(row["layer"], (0.0, 0.0))[0] <= row["value"] <= bounds.get(row["layer"], (0.0, 0.0))[1]
         ]
         if not far:
-            within.append(str(name))
+            (within if bounds else same).append(str(name))
             continue
         most = max(far, key=lambda row: abs(row["value"]))
         parts.append(f"{name} most at {text.layer_name(int(most['layer']))}: {most['shown']}")
-    if within:
-        parts.append(f"{', '.join(within)}: {f'no more than the {null}' if bounds else 'no difference'}")
+    parts += [
+        f"{', '.join(names)}: {said}"
+        for names, said in ((within, f"no more than the {null}"), (same, "no difference"))
+        if names
+    ]
     return f"{TITLE}: {'; '.join(parts)}." if parts else "Nothing is in both yet."
 
 

@@ -50,21 +50,29 @@ def knockout_curve(
     Args:
         table: source, layer, value, p_base, p_knockout, without control rows; a missing value is not computed yet.
         total: cells of the finished curve.
-        band: layer, low, high of the random matched control or another null; None without one.
+        band: layer, low, high of a null of all sources; with ``of``, each source's random matched control; or None.
         null: its name.
     """
     known = table.dropna(subset=["value"])
     if known.empty:
         return NOTHING
-    bounds = {} if band is None else {r["layer"]: (r["low"], r["high"]) for r in band.dropna().to_dict("records")}
-    parts = [
-        _effect(source_name(source), rows.to_dict("records"), bounds, answer, measure, null)
-        for source, rows in known.groupby("source", sort=False)
+    ranges: dict[str, dict[Any, tuple[float, float]]] = {}
+    for row in [] if band is None else band.dropna().to_dict("records"):
+        ranges.setdefault(row.get("of", ""), {})[row["layer"]] = (row["low"], row["high"])
+    parts = []
+    for source, rows in known.groupby("source", sort=False):
+        bounds = ranges.get("", ranges.get(str(source), {}))
+        alone = ranges and not bounds
+        said = _effect(source_name(source), rows.to_dict("records"), bounds, answer, measure, null)
+        parts.append(f"{said}, with no control to compare" if alone else said)
+    drawn = "random matched positions" if null == "random control" else null
+    ends = [
+        f"between {change(min(low for low, _ in found.values()), measure)} and "
+        f"{change(max(high for _, high in found.values()), measure)}{f' for {source_name(of)}' if of else ''}"
+        for of, found in ranges.items()
     ]
-    if bounds:
-        low, high = min(low for low, _ in bounds.values()), max(high for _, high in bounds.values())
-        drawn = "random matched positions" if null == "random control" else null
-        parts.append(f"{drawn}: between {change(low, measure)} and {change(high, measure)}")
+    if ends:
+        parts.append(f"{drawn}: {', '.join(ends)}")
     return _sentence(_so_far(len(known), total) + "; ".join(parts))
 
 

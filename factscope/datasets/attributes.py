@@ -230,9 +230,12 @@ def _rows(text: str, label: str) -> Iterator[tuple[str, str]]:
     """
     table = text.lstrip("\r\n")
     delimiter = max(DELIMITERS, key=table.splitlines()[0].count)
-    reader = csv.DictReader(io.StringIO(table, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(io.StringIO(table, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
-        names = {str(name).strip().lower(): name for name in reader.fieldnames or ()}
+        headers = [str(name).strip().lower() for name in reader.fieldnames or ()]
+        if twice := next((name for name in headers if name and headers.count(name) > 1), ""):
+            raise DatasetError(f"{label} has two columns {twice[:40]!r}", f"give it {_COLUMNS}")
+        names = dict(zip(headers, reader.fieldnames or (), strict=True))
         for wanted in ("subject", "paragraphs"):
             if wanted not in names:
                 raise DatasetError(f"{label} has no column {wanted}", f"give it {_COLUMNS}")
@@ -243,7 +246,12 @@ def _rows(text: str, label: str) -> Iterator[tuple[str, str]]:
         ) from error
     if len(rows) > MAX_ROWS:
         raise DatasetError(f"{label} has more than {MAX_ROWS:,} rows, the most that are read", "split it")
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise DatasetError(
+                f"row {number} of {label} has more fields than there are columns",
+                "put quotation marks around text with a comma in it",
+            )
         yield row[names["subject"]] or "", row[names["paragraphs"]] or ""
 
 

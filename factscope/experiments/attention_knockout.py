@@ -8,10 +8,11 @@ Source: Geva et al. 2023 (arXiv 2304.14767), section 4.
 3. Report p_knockout, the relative change in percent, and the change in log-odds, which does not saturate near 0 and 1;
    with a foil also the change of the logit difference, answer minus foil, each one's first token.
 
-A row "control-N" cuts as many randomly drawn positions as the subject has, matched for containing position 0 or not,
-and never the last position. With free edges one run cuts all of them together. An edge into the future does not
-exist: its change is 0 and a warning says so. Where the whole answer is scored, its tokens are appended, and the cut
-holds for every position that reads out a token of it, unless a target position is named.
+Controls: a row "control-N" cuts as many randomly drawn positions as the subject has, a row "relation-control-N" as many
+as the relation, and so on; positions outside the set, matched for containing position 0 or not, never special ones or
+the last. The map of single positions has the subject's alone. With free edges one run cuts all of them together. An
+edge into the future does not exist: its change is 0 and a warning says so. Where the whole answer is scored, its tokens
+are appended, and the cut holds for every position that reads out a token of it, unless a target position is named.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import pandas as pd
 
 from factscope import measures
+from factscope.columns import control_name
 from factscope.errors import SpecError
 from factscope.experiments.results import (
     Progress,
@@ -61,7 +63,7 @@ class KnockoutSpec:
         heads: "LAYER.HEAD" or "LAYER.*"; empty cuts all heads, otherwise other layers of a window stay as they are.
         edges: "FROM:TO:LAYERS[:HEADS]" instead of sources and windows: FROM may not attend to TO; sets or positions,
             layers "3-6", "2,5" or "*", heads likewise.
-        control: how many random matched position sets to cut beside them.
+        control: how many random position sets to cut beside each of them, matched to it.
         seed: of these draws.
     """
 
@@ -248,8 +250,8 @@ def _plan(model: ModelHandle, query: TokenizedQuery, spec: KnockoutSpec) -> _Run
     heads = _heads(spec.heads, model)
     sources, missing = _sources(query, spec.sources)
     warnings += missing
-    controls, more = control_sets(query, spec.control, spec.seed)
-    sources += tuple((f"control-{i}", positions) for i, positions in enumerate(controls, start=1))
+    controls, more = _controls(query, sources, spec)
+    sources += controls
     warnings += more + _future_warnings(sources, at)
     cells = _order(len(sources), n, _telling(query) if tuple(spec.sources) == (EACH,) else ())
     cuts: dict[tuple[int, int], Cut] = {}
@@ -436,8 +438,32 @@ def _future_warnings(sources: Sequence[tuple[str, tuple[int, ...]]], at: int) ->
     )
 
 
-def control_sets(query: TokenizedQuery, draws: int, seed: int) -> tuple[list[tuple[int, ...]], tuple[str, ...]]:
-    """Random position sets matched to the subject: as many positions, position 0 in or out, never last or special.
+def _controls(
+    query: TokenizedQuery, sources: Sequence[tuple[str, tuple[int, ...]]], spec: KnockoutSpec
+) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[str, ...]]:
+    """The control of every source with its names, and warnings. Of single positions the others are the control."""
+    if spec.control == 0:
+        return (), ()
+    if tuple(spec.sources) == (EACH,):
+        if query.subject is None:
+            return (), ("no control: it is matched to the subject, and none is named",)
+        sources = (("subject", query.positions("subject")),)
+    found: list[tuple[str, tuple[int, ...]]] = []
+    warnings: tuple[str, ...] = ()
+    for name, positions in sources:
+        drawn, more = control_sets(query, name, positions, spec.control, spec.seed)
+        found += [(control_name(name, i), one) for i, one in enumerate(drawn, start=1)]
+        warnings += more
+    return tuple(found), warnings
+
+
+def control_sets(
+    query: TokenizedQuery, name: str, positions: Sequence[int], draws: int, seed: int
+) -> tuple[list[tuple[int, ...]], tuple[str, ...]]:
+    """Random sets matched to some positions: as many others, position 0 in or out, never last or special.
+
+    Args:
+        name: of the positions, for what is said.
 
     Returns:
         The sets, all different, and a warning where there are fewer than asked.
@@ -451,15 +477,16 @@ def control_sets(query: TokenizedQuery, draws: int, seed: int) -> tuple[list[tup
         )
     if draws == 0:
         return [], ()
-    if query.subject is None:
-        return [], ("no control: it is matched to the subject, and none is named",)
-    subject = set(query.positions("subject"))
-    pool = [p for p in query.positions("relation") if p != 0 and p not in subject]
-    fixed = (0,) if 0 in subject else ()
-    size = len(subject) - len(fixed)
+    own = set(positions)
+    others = {*query.positions("relation"), *(() if query.subject is None else query.positions("subject"))}
+    pool = sorted(others - own - {0, query.last})
+    fixed = (0,) if 0 in own else ()
+    size = len(own) - len(fixed)
+    if not size:
+        return [], (f"no control: position 0 is all that {name!r} has, and a matched set holds it too",)
     available = math.comb(len(pool), size) if size <= len(pool) else 0
     if available == 0:
-        return [], (f"no control: {len(pool)} other positions are too few to match {len(subject)} of the subject",)
+        return [], (f"no control: {len(pool)} other positions are too few to match {len(own)} of {name!r}",)
     generator = np.random.default_rng(seed)
     sets: set[tuple[int, ...]] = set()
     ordered: list[tuple[int, ...]] = []
@@ -469,5 +496,5 @@ def control_sets(query: TokenizedQuery, draws: int, seed: int) -> tuple[list[tup
             sets.add(drawn)
             ordered.append(drawn)
     if available < draws:
-        return ordered, (f"control: only {available} different matched sets exist; all are drawn",)
+        return ordered, (f"control: only {available} different sets match {name!r}; all are drawn",)
     return ordered, ()

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from factscope import measures
 from factscope.errors import SpecError
@@ -69,7 +70,8 @@ class ExtractionSpec:
     Attributes:
         edges: "none", "block:SET", "keep:SET" or "block:all"; a SET is a name of positions ("subject", "relation",
             "last", "first", "subject-last", ...) or positions ("7", "3-5"), several joined by "+".
-        early: a SET whose states are replaced by earlier ones, one early layer at a time; empty for none.
+        early: a SET whose states are replaced by earlier ones, one early layer at a time, with every edge; empty for
+            none.
         early_layers: which; None takes 0, 1, 5, 10 and 20 of 48 layers, scaled to the model's depth.
         procedure: "default", or "notebook" for that of the released code.
     """
@@ -277,6 +279,12 @@ class _Wanted:
             self.warnings += (f"no contribution of the kept positions with the weights they had: {lacking}",)
         self.early_layers, self.patched, self.every = (), (), self.notebook
         if spec.early:
+            if self.changes:
+                raise SpecError(
+                    f"edges {spec.edges!r} stand beside earlier states of {spec.early!r}, whose updates are read with "
+                    "every edge",
+                    "leave one of them out",
+                )
             model.require("resume", "early states")
             self.patched = positions(query, spec.early)
             self.early_layers = _early_layers(spec.early_layers, model.info.n_layers)
@@ -438,8 +446,7 @@ class _Grid:
 
     def _project(self, states: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rank and score of the target, and the token on top, of states [row, d_model]."""
-        head: Any = self._model.parts.wiring.head
-        found = self._model.unembed(states.to(head.weight.dtype))
+        found = _unembedded(self._model, states)
         own = found[:, self._target, None]
         rank = (found >= own).sum(dim=-1)
         return rank.cpu().numpy(), own[:, 0].double().cpu().numpy(), found.argmax(dim=-1).cpu().numpy()
@@ -449,3 +456,12 @@ class _Grid:
         tokens = {*np.unique(arrays["top_ids"]).tolist(), self._target}
         texts = {token: token_text(self._model.tokenizer, token) for token in tokens}
         return ExtractionResult(**axes, **arrays, texts=texts)
+
+
+def _unembedded(model: ModelHandle, states: Tensor) -> Tensor:
+    """``E h``, of short weights in float32: their own type would round many tokens to one score, a tie."""
+    weight: Tensor = cast(Any, model.parts.wiring.head).weight
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return model.unembed(states.to(weight.dtype))
+    with torch.no_grad():
+        return functional.linear(states.to(weight.device, torch.float32), weight.float())

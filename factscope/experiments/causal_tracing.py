@@ -188,6 +188,8 @@ def _plan(model: ModelHandle, query: TokenizedQuery, spec: TraceSpec) -> _RunPla
     positions = _positions(query, spec.positions)
     if spec.replace_subject is not None:
         warnings += _unused_beside_replacement(spec)
+    elif spec.sever == "none" and spec.sever_draws != TraceSpec.sever_draws:
+        warnings += ("Nothing is severed: the severed run's draws change nothing.",)
     return _RunPlan(
         window=size,
         positions=positions,

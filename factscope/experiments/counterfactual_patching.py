@@ -7,9 +7,10 @@ Sources: Vig et al. 2020 (arXiv 2004.12265), interchange interventions; Zhang an
 2. Run one of them again with one state (or the updates of MLP or attention in a window of layers) taken from the other.
 3. Report the probability of the query's answer, that of the other's, and the difference of their logits.
 
-Positions are paired by what they are: tokens before the subject, of the subject, and after it each have a partner as
-far from the end of their part; who has none is left out. So a subject's last token meets the other's last token, and
-the read-out the read-out, whatever their number. The first tokens of the two answers are scored.
+Positions are paired by what they are: special tokens that begin the prompt, tokens before the subject, of the subject,
+and after it each have a partner as far from the end of their part; who has none is left out. So a subject's last token
+meets the other's last token, and the read-out the read-out, whatever their number. The first tokens of the two answers
+are scored.
 """
 
 from __future__ import annotations
@@ -232,10 +233,11 @@ def paired(query: TokenizedQuery, other: TokenizedQuery) -> dict[int, int]:
     return dict(sorted(pairs.items()))
 
 
-def _parts(query: TokenizedQuery) -> tuple[range, range, range]:
+def _parts(query: TokenizedQuery) -> tuple[range, range, range, range]:
     assert query.subject is not None
     start, stop = query.subject
-    return range(start), range(start, stop), range(stop, len(query.ids))
+    words = next((token.position for token in query.tokens[:start] if token.role != "special"), start)
+    return range(words), range(words, start), range(start, stop), range(stop, len(query.ids))
 
 
 def _rows(query: TokenizedQuery, names: Sequence[str], pairs: dict[int, int]) -> list[tuple[int, int]]:

@@ -124,7 +124,7 @@ def mapping_share(pairs: Iterable[tuple[ExtractionResult, HeadsResult]], *, seed
 
 
 def _subject(result: ExtractionResult) -> str:
-    return result.query.query.subject or result.query.query.prompt
+    return result.query.subject_text or result.query.query.prompt
 
 
 def _check(results: Sequence[ExtractionResult]) -> None:
