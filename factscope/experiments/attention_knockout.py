@@ -459,7 +459,8 @@ def control_sets(query: TokenizedQuery, draws: int, seed: int) -> tuple[list[tup
     size = len(subject) - len(fixed)
     available = math.comb(len(pool), size) if size <= len(pool) else 0
     if available == 0:
-        return [], (f"no control: {len(pool)} other positions are too few to match {len(subject)} of the subject",)
+        there = "1 other position is" if len(pool) == 1 else f"{len(pool)} other positions are"
+        return [], (f"no control: {there} too few to match {len(subject)} of the subject",)
     generator = np.random.default_rng(seed)
     sets: set[tuple[int, ...]] = set()
     ordered: list[tuple[int, ...]] = []
