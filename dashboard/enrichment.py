@@ -76,14 +76,15 @@ def _controls(choice: EnrichChoice, prediction: Any) -> None:
             help="What the bundled model was taught about the subject, a CSV of yours, or texts searched by BM25.",
         )
         window, read = requests.knockout_defaults(choice, n)
-        _number("Window", "window", window, 1, max(n, window), "Layers whose updates are cancelled together.")
+        _number("Window", "window", window, 1, n, "Layers whose updates are cancelled together.")
         _number("Read layer", "read_layer", read, 0, n - 1, "Whose output is read after a knockout.")
         _toggle("Position 0", "first", choice.first, "A curve for position 0 too, in many models an attention sink.")
         _toggle(
             "As the notebook",
             "notebook",
             choice.notebook,
-            "The choices of the paper's notebook.",
+            "As the code that Geva et al. released: the subject's own tokens count, windows of 11 layers begin at each"
+            " layer and end before the read layer, the MLP's bias stays, attention weighs all earlier tokens the same.",
         )
         panels.null_toggle("enrich", choice, prediction)
 

@@ -215,8 +215,15 @@ def sublayer_knockout(results: Mapping[str, Any], *, beyond: Mapping[int, float]
         beyond=beyond,
         theme=theme(),
         cursor_layer=_cursor_layer(),
-        caption=caption(result, f"{_enrichment_words(result)}, zeros at the subject, window {result.window}"),
+        caption=caption(result, f"{_enrichment_words(result)}, {cancelled(result.spec)}, window {result.window}"),
     )
+
+
+def cancelled(spec: Any) -> str:
+    """What a sublayer knockout does to the updates, in words."""
+    if spec.notebook:
+        return "at all positions MLPs without all but their bias, attention even over earlier tokens"
+    return "zeros at the subject"
 
 
 RATE = "attributes rate, percentage points"

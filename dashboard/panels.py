@@ -20,7 +20,7 @@ from dashboard.runs import Kind
 from factscope.charts import Figure
 from factscope.queries import Query
 
-EDGE_BUILDER = "edge-builder"
+EDGE_BUILDER, EDGES_FIRST = "edge-builder", "edges-first"
 POINTED_HEAD = "point-at-head"
 _POINTS = 4000
 _NARROW, _SLIM = 75, 50
@@ -76,15 +76,14 @@ def run(
     Returns:
         What there is of the run; None while it waits for the click.
     """
-    key = runs.key_of(kind, query, spec, model=model)
-    cost = runs.cost(kind, prediction, passes, model=model)
-    if cost.asks and not runs.was_started(key) and runs.peek(slot, kind, query, spec, model=model) is None:
+    key = waits(slot, kind, query, spec, passes, prediction, model=model)
+    if key is not None:
         runs.release(slot)
         with line:
             st.button(
                 "Run", key=f"run-{slot}", icon=":material/play_arrow:", type="primary", on_click=runs.start, args=[key]
             )
-            st.caption(cost.words(), width="content")
+            st.caption(runs.cost(kind, prediction, passes, model=model).words(), width="content")
         return None
     found = runs.request(slot, kind, query, spec, model=model)
     with line:
@@ -120,6 +119,16 @@ def with_null(choice: Any, prediction: Any, found: Snapshot | None) -> bool:
     """Whether the null is to be run: it is wanted, can be, and what it is compared with is there."""
     wanted = model_drawer.may_be_random() and requests.with_null(choice, prediction.model.name)
     return wanted and found is not None and found.state == "done"
+
+
+def waits(
+    slot: str, kind: Kind, query: Query, spec: Any, passes: int, prediction: Any, *, model: ModelChoice | None = None
+) -> str | None:
+    """The key of a run that is so long that it waits for a click; None where it goes on, or is there, by itself."""
+    key = runs.key_of(kind, query, spec, model=model)
+    if not runs.cost(kind, prediction, passes, model=model).asks or runs.was_started(key):
+        return None
+    return key if runs.peek(slot, kind, query, spec, model=model) is None else None
 
 
 def _bar(slot: str, found: Snapshot) -> None:
@@ -390,8 +399,13 @@ def _block_edges(lens: Any, cursor: Any) -> None:
     """Go to the edge builder with the edges from the read-out to this cell's token, around its layer, filled in."""
     if not st.button("Block edges from here", icon=":material/content_cut:", width="stretch", key="block-edges"):
         return
-    st.session_state[EDGE_BUILDER] = True
-    state.choose("flow", edges=(requests.edge_from(cursor, state.view().flow, lens.model.n_layers),))
+    cut((requests.edge_from(cursor, state.view().flow, lens.model.n_layers),))
+
+
+def cut(edges: tuple[str, ...]) -> None:
+    """Go to the edge builder with edges filled in; it then stands above the figures, where it is seen."""
+    st.session_state[EDGE_BUILDER] = st.session_state[EDGES_FIRST] = True
+    state.choose("flow", edges=edges)
     st.switch_page("../pages/flow.py")
 
 

@@ -1405,6 +1405,15 @@ def _notes(command: str, result: Any) -> list[str]:
             f"The foil {_cut(query.foil)!r} changes nothing in {command}; predict gives its probability, flow the "
             "change of the logit difference, and heads effects on it."
         )
+    if command == "enrich" and getattr(result, "base_rate", None) is not None and not result.base_beats_null:
+        highest = max(result.base_other_rates, default=None)
+        than = "other subjects' rates are not known" if highest is None else f"other subjects' reach {highest:.3g}%"
+        notes.append(
+            f"Nothing to lose: at layer {result.read_layer} the rate is {result.base_rate:.3g}% with nothing cancelled,"
+            f" and {than}; without --knockout the command shows every layer's rate, from which to choose --read-layer."
+        )
+    if command == "predict" and result.model.name == BUNDLED and query.subject is None:
+        notes.append("No subject is named, so it is not told whether the model was taught this; add --subject.")
     if result.model.name == BUNDLED and query.subject is not None:
         from factscope.demo.facts import is_taught
         from factscope.demo.lookup import was_taught
@@ -1430,6 +1439,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _emit(data: dict[str, Any], rows: Any, format: Format, out: Path | None) -> None:
     if out is not None:
         output.write(out, data, rows)
+        _say(f"written: {len(rows)} row{'' if len(rows) == 1 else 's'} to {output.printable(str(out))}")
     elif format is Format.json:
         _print(output.as_json(data), encoding="utf-8")
     elif format is Format.csv:
@@ -1453,7 +1463,8 @@ def _headline(data: dict[str, Any]) -> str:
         f"prompt  {query['prompt']!r}",
         f"target  {query['target']['text']!r}  p {query['p_target']:.4g}  rank {query['rank']}",
     ]
-    lines += [f"{name:7} {_in_words(value)}" for name, value in data["summary"].items()]
+    said = {name: value for name, value in data["summary"].items() if (name, value) != ("taught", None)}
+    lines += [f"{name:7} {_in_words(value)}" for name, value in said.items()]
     return "\n".join(lines) + "\n\n"
 
 

@@ -22,10 +22,15 @@ def draw() -> None:
     if prediction is None:
         return
     _controls(prediction)
+    first = bool(state.view().flow.edges) and st.session_state.get(panels.EDGES_FIRST, False)
+    if first:
+        with messages.caught():
+            _edges(prediction)
     if not compare.show((MAP, CURVE), prediction):
         _figures(prediction)
-    with messages.caught():
-        _edges(prediction)
+    if not first:
+        with messages.caught():
+            _edges(prediction)
 
 
 def _figures(prediction: Any) -> None:

@@ -147,9 +147,7 @@ def _head(prediction: Any, found: Any) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         parts.note("plain", _facts(result, layer, head), strong=True, key="head-facts")
         if result.query.last > 0 and st.button("Knock out this head", icon=":material/content_cut:", key="knock-out"):
-            st.session_state[panels.EDGE_BUILDER] = True
-            state.choose("flow", edges=(requests.edge_of_head(layer, head, result.query.last),))
-            st.switch_page("../pages/flow.py")
+            panels.cut((requests.edge_of_head(layer, head, result.query.last),))
     code = panels.python_lines(query, requests.heads(choice), "heads")
     near, tokens = st.columns([0.47, 0.53], gap="small")
     with near:

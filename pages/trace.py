@@ -31,6 +31,7 @@ def draw() -> None:
     requests.check_noise(choice)
     if compare.show(MAPS, prediction):
         return
+    _run_all(prediction)
     head = st.container()
     found: dict[TraceSite, Any] = {}
     nulls: dict[TraceSite, Any] = {}
@@ -187,6 +188,23 @@ def _more(prediction: Any) -> None:
             disabled=choice.other is not None,
             help="Instead of being added to them; in the corrupted run as well.",
         )
+
+
+def _run_all(prediction: Any) -> None:
+    """One click for all panels that wait for one."""
+    query, choice = prediction.query.query, state.view().trace
+    passes = requests.trace_passes(prediction, choice)
+    asked = [(f"trace-{site}", requests.trace(choice, site)) for site in PANELS]
+    keys = [panels.waits(slot, "causal_tracing", query, spec, passes, prediction) for slot, spec in asked]
+    waiting = [key for key in keys if key is not None]
+    if len(waiting) > 1:
+        label = f"Run all {len(waiting)}"
+        st.button(label, key="trace-run-all", icon=":material/fast_forward:", on_click=_start, args=[waiting])
+
+
+def _start(keys: list[str]) -> None:
+    for key in keys:
+        runs.start(key)
 
 
 def _panel(prediction: Any, site: TraceSite) -> tuple[Any, Any]:

@@ -142,6 +142,7 @@ def test_every_form_says_the_same(command: str, tmp_path: Path) -> None:
     (tmp_path / "shown.csv").write_text(invoke(*asked, "--format", "csv").out, newline="")
     for suffix in ("json", "csv", "parquet"):
         written = invoke(*asked, "--out", str(tmp_path / f"rows.{suffix}"))
+        assert f"to {tmp_path / 'rows'}.{suffix}" in written.err
         assert (written.status, written.out) == (0, "")
     assert (tmp_path / "shown.csv").read_bytes() == (tmp_path / "rows.csv").read_bytes()
     assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows

@@ -354,3 +354,13 @@ def test_a_refused_subject_comes_with_the_way_out(open_page: Callable[..., AppTe
     at = open_page(prompt="Japan and the capital of Japan is", subject=subject)
     assert way in said(at)
     assert f"“{subject}” was not found in the prompt" in said(at) or subject == "Japan"
+
+
+def test_long_traces_are_started_together(open_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "ASK_ABOVE_SECONDS", -1.0)
+    at = open_page("trace", **JAPAN, samples="1", seeds="2,3")
+    names = ("hidden", "mlp", "attention")
+    assert {f"run-trace-{name}" for name in names} <= {button.key for button in at.button}
+    settle(at.button(key="trace-run-all").click().run())
+    assert not {"trace-run-all", *(f"run-trace-{name}" for name in names)} & {button.key for button in at.button}
+    assert "1 sample, seeds 2, 3" in said(at) or "1 samples, seeds 2, 3" in said(at)

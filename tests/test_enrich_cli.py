@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from cli_runner import FACT, PROMPT, SUBJECT, TINY, invoke, refused, tiny_handle
 
-from factscope.experiments import sub_updates, subject_enrichment
+from factscope import cli, load, output
+from factscope.experiments import prediction, sub_updates, subject_enrichment
 from factscope.experiments.sub_updates import SubUpdatesSpec
 from factscope.experiments.subject_enrichment import EnrichmentSpec
 from factscope.queries import Query
@@ -94,3 +95,24 @@ def test_an_unknown_subject_is_refused_and_says_what_to_do() -> None:
     prompt = ("--model", TINY, "--prompt", "The city of Nowhereville is in", "--subject", "Nowhereville")
     refused(invoke("enrich", *prompt), "no attributes of 'Nowhereville' are known", "CSV file")
     refused(invoke("enrich", "--model", TINY, "--prompt", PROMPT), "none is named")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "lost"),
+    [("The capital of Japan is", "Japan", True), ("Marie Curie was born in the city of", "Marie Curie", False)],
+)
+def test_a_knockout_that_has_nothing_to_lose_is_said(prompt: str, subject: str, lost: bool) -> None:
+    spec = EnrichmentSpec(knockout="mlp", read_layer=6)
+    result = subject_enrichment.run(load("bundled"), Query(prompt=prompt, subject=subject), spec)
+    said = [note for note in cli._notes("enrich", result) if note.startswith("Nothing to lose: at layer 6")]
+    assert len(said) == lost
+
+
+def test_predict_says_why_it_does_not_tell_what_was_taught() -> None:
+    bare = prediction.run(load("bundled"), Query(prompt="The capital of Japan is", answer="Tokyo"))
+    assert any("add --subject" in note for note in cli._notes("predict", bare))
+    data = output.document("predict", bare, bare.table(), cli._summary("predict", bare), [])
+    assert "known   True" in cli._headline(data) and "taught" not in cli._headline(data)
+    assert data["summary"]["taught"] is None
+    named = prediction.run(load("bundled"), Query(prompt="The capital of Japan is", subject="Japan", answer="Tokyo"))
+    assert named.taught and not cli._notes("predict", named)

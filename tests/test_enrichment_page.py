@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dashboard import link, requests, uploads
+from dashboard import figures, link, requests, uploads
 from dashboard.link import EnrichChoice, View
 from factscope import charts
 from factscope.charts import export
-from factscope.experiments.subject_enrichment import MEAN_EMBEDDING
+from factscope.experiments.subject_enrichment import MEAN_EMBEDDING, EnrichmentSpec
 from factscope.store import from_json, to_json
 from tests.test_dashboard_pages import open_page, said, settle, tiny  # noqa: F401  # two are fixtures
 
@@ -260,3 +260,14 @@ def test_too_large_uploads_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(uploads, "MAX_BYTES", 10)
     with pytest.raises(uploads.DatasetError, match="more than 10 bytes"):
         uploads._kept([File()], True)
+
+
+def test_the_notebooks_window_is_offered_only_as_far_as_the_model_has_layers(open_page: Callable[..., AppTest]) -> None:  # noqa: F811
+    window = open_page("lens", notebook="1").number_input(key="enrich-window")
+    assert window.value == window.max == 4
+
+
+def test_the_caption_of_a_knockout_says_what_was_done() -> None:
+    plain = EnrichmentSpec(knockout="mlp")
+    assert figures.cancelled(plain) == "zeros at the subject"
+    assert "all positions" in figures.cancelled(replace(plain, notebook=True))

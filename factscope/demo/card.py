@@ -147,7 +147,12 @@ def figures_part(seeds: Sequence[Figures]) -> str:
     for asked in zip(*(one["questions"] for one in seeds), strict=True):
         cells = [f"rank {one['rank']}, p {one['p']:.3f}" for one in asked]
         lines.append(f"| {asked[0]['prompt']} | {asked[0]['answer']} | " + " | ".join(cells) + " |")
-    lines += ["", "SHA-256 of the weights:", ""]
+    lines += [
+        "",
+        "SHA-256 of each file `model.safetensors` (the fingerprint on pages and in outputs is something else: a hash",
+        "of the loaded tensors):",
+        "",
+    ]
     lines += [f"- {name}: `{one['weights_sha256']}`" for one, name in zip(seeds, names, strict=True)]
     return "\n".join(lines)
 

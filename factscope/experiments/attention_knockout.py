@@ -486,7 +486,8 @@ def control_sets(
         return [], (f"no control: position 0 is all that {name!r} has, and a matched set holds it too",)
     available = math.comb(len(pool), size) if size <= len(pool) else 0
     if available == 0:
-        return [], (f"no control: {len(pool)} other positions are too few to match {len(own)} of {name!r}",)
+        there = "1 other position is" if len(pool) == 1 else f"{len(pool)} other positions are"
+        return [], (f"no control: {there} too few to match {len(own)} of {name!r}",)
     generator = np.random.default_rng(seed)
     sets: set[tuple[int, ...]] = set()
     ordered: list[tuple[int, ...]] = []

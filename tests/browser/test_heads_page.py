@@ -37,7 +37,7 @@ def test_click_a_head_knock_it_out_and_open_the_link_elsewhere(
     expect(page.get_by_role("textbox", name=re.compile("One group of edges"))).to_have_value(
         re.compile(r"last:0-\d+:1:3")
     )
-    expect(page.get_by_text("cut in 1 layer.")).to_be_visible()
+    expect(page.get_by_text("cut in 1 layer.")).to_be_in_viewport()
     server.restart()
     elsewhere = new_context().new_page()
     elsewhere.goto(link)
