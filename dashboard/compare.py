@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import figures, messages, model_drawer, panels, parts, picker, runs, state
+from dashboard import figures, messages, model_drawer, panels, parts, picker, runs, stack, state
 from dashboard.executor import Snapshot
 from dashboard.link import View
 from dashboard.runs import Kind
@@ -31,6 +31,7 @@ MOST_ROWS = 24
 """Longer prompts keep the height of their figure."""
 _LEGEND, _VALUE = 44, 46
 _ON_PAGE = ("prompt", "subject", "answer")
+_NAMES = {("model", "name"): "model", ("model", "edits"): "weights"}
 _PAGES = {"fact": "", "model": ""}
 """Fields of a view whose own fields are named without them."""
 
@@ -252,8 +253,9 @@ def differing(a: View, b: View) -> list[tuple[str, str, str]]:
             if values[0] == values[1] or parameter.metadata.get("drawn"):
                 continue
             prefix = _PAGES.get(part.name, f"{part.name.capitalize()} ")
-            name = "model" if (part.name, parameter.name) == ("model", "name") else parameter.name
-            shown = ("", "") if name in _ON_PAGE else (_value(values[0]), _value(values[1]))
+            name = _NAMES.get((part.name, parameter.name), parameter.name)
+            value = _weights if name == "weights" else _value
+            shown = ("", "") if name in _ON_PAGE else (value(values[0]), value(values[1]))
             found.append((f"{prefix}{name}", *shown))
     return found
 
@@ -265,9 +267,33 @@ def _value(value: Any) -> str:
     return said if len(said) <= _VALUE else f"{said[: _VALUE - 1]}…"
 
 
+def _weights(keys: tuple[str, ...]) -> str:
+    """A weight state: "original", or the edits' words where they are still known."""
+    if not keys:
+        return "original"
+    own, others = stack.mine(), stack.borrowed()
+    found = [(own.find(key), others.get(key)) for key in keys]
+    return _value(
+        ", ".join(
+            e.words if e is not None else stack.words(other) if other is not None else f"edit {key[:8]}"
+            for key, (e, other) in zip(keys, found, strict=True)
+        )
+    )
+
+
 def button() -> None:
-    """Pin what is asked now as A."""
+    """Pin what is asked now as A; of edited weights, offer the original ones as A."""
     if state.view().a is None:
+        if state.view().model.edits:
+            st.button(
+                "Compare",
+                icon=":material/compare_arrows:",
+                key="pin-original",
+                type="tertiary",
+                on_click=state.pin_original,
+                help="Keep the original weights as A, and see original | edited | difference on every page.",
+            )
+            return
         st.button(
             "Pin as A",
             icon=":material/keep:",
@@ -297,6 +323,7 @@ def _what_a_is(a: View) -> str:
     reading = runs.reading_of_a()
     assert reading is not None
     who = a.model.name if len(a.model.name) <= _VALUE else f"…{a.model.name[1 - _VALUE :]}"
+    who += f", {_weights(a.model.edits)} weights" if a.model.edits or state.view().model.edits else ""
     said = f"{a.fact.prompt} → {a.fact.answer or 'its own first choice'}, {who}"
     prediction, snapshot = reading.prediction, reading.snapshot
     if prediction is not None:

@@ -43,11 +43,13 @@ class Work:
             must not keep others from computing. It may call its argument with what it is doing, which also raises
             ``Cancelled`` if nobody waits any more.
         label: what to call it in the log.
+        keep: whether the result is kept for whoever asks again; not what takes much memory and is kept elsewhere.
     """
 
     compute: Callable[[Any, Callable[[int, int, Any], None]], Any]
     prepare: Callable[[Callable[[str], None]], AbstractContextManager[Any]] = nullcontext
     label: str = "run"
+    keep: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,7 +399,8 @@ class Executor:
                 del self._active[job.key]
             if state == "done":
                 job.partial = None
-                self._results[job.key] = result
+                if job.work.keep:
+                    self._results[job.key] = result
                 while len(self._results) > self._keep:
                     self._results.popitem(last=False)
             self._threads.discard(threading.current_thread())

@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import compare, messages, model_drawer, parts, picker, runs, state
+from dashboard import compare, messages, model_drawer, parts, picker, runs, state, weights
 from dashboard.link import MAX_NAME, MAX_PROMPT
 from factscope.queries import Query
 
@@ -25,20 +25,13 @@ _OPENERS = frozenset({"The", "In", "A", "An", "On", "I", "Q", "What", "Who", "Wh
 def show() -> runs.Reading:
     """Draw the frame's top; gives what the model reads, for the page below."""
     messages.show_warnings([messages.sentence(error) for error in state.link_problems()])
+    weights.notes()
     _form()
     reading = runs.reading()
     with st.container(
         key="tools", horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"
     ):
-        random = state.view().model.name.startswith("random:")
-        st.badge(
-            "Random weights" if random else "Original weights",
-            color="orange" if random else "gray",
-            icon=":material/casino:" if random else ":material/lock:",
-            help="The null control: this architecture, nothing learned."
-            if random
-            else "No edit is applied: the weights are as they were loaded.",
-        )
+        weights.badge()
         compare.button()
         picker.show()
         _options()
@@ -344,5 +337,7 @@ def _judgement(reading: runs.Reading) -> None:
                 st.button("Use the bundled model", key="use-bundled", on_click=model_drawer.use_bundled)
     elif snapshot.state == "done":
         tone, lines = verdict(snapshot.result)
+        if state.view().model.edits:
+            lines = [line.replace("The model", "The edited model", 1) for line in lines]
         warnings = list(dict.fromkeys(snapshot.result.warnings))
         parts.note("warn" if warnings and tone == "good" else tone, [*lines, *warnings], key="verdict")

@@ -8,6 +8,7 @@ used is replaced by its default and gives one sentence.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,9 @@ PatchMeasure = Literal["probability", "logit_difference"]
 AttributeSource = Literal["bundled", "table", "texts"]
 Effect = Literal["answer", "foil"]
 MappingSource = Literal["embedding", "state"]
+Method = Literal["rome", "memit", "ft"]
+Problem = Literal["error-injection", "tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing"]
+Preset = Literal["bundled", "rome", "memit", "hase-paper", "hase-code"]
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 HOME = Query(prompt="The Eiffel Tower is located in the city of", subject="Eiffel Tower", answer="Paris")
@@ -40,20 +44,31 @@ MAX_EDGES = 8
 MAX_PINNED = 4
 MAX_SAMPLES = 100
 MAX_SEEDS = 10
+MAX_EDITS = 12
+MAX_SETTINGS = 20
+EDITS, ORIGINAL = "edits", "original"
+"""The name of the edits in an address; their value where it says that none is on."""
 DRAWN: Mapping[str, bool] = {"drawn": True}
 """Metadata of a parameter that only says how a result is drawn: A and B share it, and do not differ in it."""
+_KEY = re.compile("[0-9a-f]{16}")
 OF_A = "a."
 """What the names of A's parameters begin with in an address."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """Which model is asked: arguments of ``factscope.load``."""
+    """Which model is asked: arguments of ``factscope.load``, and the keys of the edits that are on, in their order."""
 
     name: str = "bundled"
     revision: str | None = None
     dtype: Dtype = "float32"
     device: str = "auto"
+    edits: tuple[str, ...] = ()
+
+    @property
+    def original(self) -> ModelChoice:
+        """The same model without edits."""
+        return replace(self, edits=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +183,25 @@ class HeadsChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditChoice:
+    """What the Edit page is asked to do; nothing of it changes another page before it is applied.
+
+    Attributes:
+        preset: None is that of the model, or else the method's own.
+        layers: which are edited; empty takes the preset's.
+        target: the new answer, for error injection.
+        settings: fields of the preset that were set otherwise, as "name=value".
+    """
+
+    method: Method = field(default="rome", metadata=DRAWN)
+    problem: Problem = field(default="error-injection", metadata=DRAWN)
+    preset: Preset | None = field(default=None, metadata=DRAWN)
+    layers: tuple[int, ...] = field(default=(), metadata=DRAWN)
+    target: str | None = field(default=None, metadata=DRAWN)
+    settings: tuple[str, ...] = field(default=(), metadata=DRAWN)
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """Everything that a link restores, but for the page, which is the path.
 
@@ -183,6 +217,7 @@ class View:
     patch: PatchChoice = field(default_factory=PatchChoice)
     enrich: EnrichChoice = field(default_factory=EnrichChoice)
     heads: HeadsChoice = field(default_factory=HeadsChoice)
+    edit: EditChoice = field(default_factory=EditChoice)
     a: View | None = None
 
 
@@ -206,6 +241,7 @@ def to_params(view: View) -> Params:
         ("revision", model.revision, None),
         ("dtype", model.dtype, "float32"),
         ("device", model.device, "auto"),
+        (EDITS, ",".join(model.edits), ""),
         ("cell", None if view.cursor is None else _cell_text(view.cursor), None),
         ("sources", ",".join(flow.sources), ",".join(FlowChoice().sources)),
         ("window", flow.window, None),
@@ -233,10 +269,23 @@ def to_params(view: View) -> Params:
         params["edge"] = list(flow.edges)
     if lens.pinned:
         params["pin"] = [str(token) for token in lens.pinned]
-    params |= _trace_params(view.trace) | _patch_params(view.patch)
+    params |= _trace_params(view.trace) | _patch_params(view.patch) | _edit_params(view.edit)
     if view.a is not None:
         params |= {"a": ["1"], **{f"{OF_A}{name}": values for name, values in to_params(view.a).items()}}
     return params
+
+
+def _edit_params(edit: EditChoice) -> dict[str, list[str]]:
+    default = EditChoice()
+    entries: list[tuple[str, str | None, str | None]] = [
+        ("method", edit.method, default.method),
+        ("problem", edit.problem, default.problem),
+        ("preset", edit.preset, None),
+        ("layers", layers_text(edit.layers), ""),
+        ("new-answer", edit.target, None),
+    ]
+    params = {name: [value] for name, value, usual in entries if value is not None and value != usual}
+    return params | ({"set": list(edit.settings)} if edit.settings else {})
 
 
 def _patch_params(patch: PatchChoice) -> dict[str, list[str]]:
@@ -298,6 +347,7 @@ def _view(reader: _Reader) -> View:
             revision=reader.text("revision", MAX_NAME),
             dtype=reader.choice("dtype", get_args(Dtype), "float32"),
             device=reader.text("device", 40) or "auto",
+            edits=reader.read(EDITS, _edits, (), f"up to {MAX_EDITS} keys of edits, parted by commas, or {ORIGINAL}"),
         ),
         cursor=reader.read("cell", _cell, None, "POSITION.LAYER or POSITION.LAYER.HEAD, for instance 4.2"),
         flow=FlowChoice(
@@ -331,6 +381,14 @@ def _view(reader: _Reader) -> View:
             null=reader.switch("heads-null"),
         ),
         trace=_trace(reader),
+        edit=EditChoice(
+            method=reader.choice("method", get_args(Method), "rome"),
+            problem=reader.choice("problem", get_args(Problem), "error-injection"),
+            preset=reader.choice("preset", get_args(Preset), None),
+            layers=reader.read("layers", layers, (), "layers such as 5, 3-7 or 3,5"),
+            target=reader.text("new-answer", MAX_NAME),
+            settings=reader.texts("set", MAX_SETTINGS, 120),
+        ),
         patch=PatchChoice(
             prompt=reader.text("cf-prompt", MAX_PROMPT),
             subject=reader.text("cf-subject", MAX_NAME),
@@ -472,6 +530,30 @@ def seeds(text: str) -> tuple[int, ...] | None:
     return tuple(usable)
 
 
+def layers(text: str) -> tuple[int, ...] | None:
+    """The layers in "5", "3-7" or "3,5-7"; none in an empty text; None where they cannot be read."""
+    found: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        first, dash, last = part.partition("-")
+        low = _integer(first)
+        high = _integer(last) if dash else low
+        if low is None or high is None or not 0 <= low <= high < 1000:
+            return None
+        found.update(range(low, high + 1))
+    return tuple(sorted(found))
+
+
+def layers_text(layers: Sequence[int]) -> str:
+    """Layers as ``layers`` reads them: "3-5,7"."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
 def _span(text: str) -> tuple[int, int] | None:
     low, dash, high = text.partition("-")
     start, stop = _integer(low), _integer(high)
@@ -492,6 +574,13 @@ def _cell(text: str) -> Cursor | None:
 def _cell_text(cursor: Cursor) -> str:
     place = f"{cursor.position}.{cursor.layer}"
     return place if cursor.head is None else f"{place}.{cursor.head}"
+
+
+def _edits(text: str) -> tuple[str, ...] | None:
+    if text == ORIGINAL:
+        return ()
+    keys = tuple(dict.fromkeys(text.split(",")))
+    return keys if len(keys) <= MAX_EDITS and all(_KEY.fullmatch(key) for key in keys) else None
 
 
 def _names(text: str) -> tuple[str, ...] | None:

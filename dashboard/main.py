@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import compare, fact_line, messages, runs, state
+from dashboard import compare, fact_line, messages, runs, state, weights
 
 _HERE = Path(__file__).parent
 
@@ -29,6 +29,7 @@ page = st.navigation(
     ],
     position="top",
 )
+weights.begin()
 runs.begin()
 with messages.caught():
     fact_line.show()

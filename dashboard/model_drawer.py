@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import messages, parts, runs, state
+from dashboard import messages, parts, runs, stack, state
 from dashboard.executor import Work
 from dashboard.link import MAX_NAME, ModelChoice
 
@@ -40,7 +40,7 @@ def may_be_random() -> bool:
 
 def random_of(choice: ModelChoice) -> ModelChoice:
     """The null control of a model: its shape with random weights."""
-    return replace(choice, name=f"random:{choice.name.removeprefix('random:')}")
+    return replace(choice.original, name=f"random:{choice.name.removeprefix('random:')}")
 
 
 def use_random() -> None:
@@ -104,7 +104,7 @@ def _choose(current: ModelChoice) -> None:
     use.button(
         "Use this model",
         type="primary",
-        disabled=not name or wanted == current,
+        disabled=not name or wanted == current.original,
         on_click=_use,
         args=[wanted],
         width="stretch",
@@ -128,8 +128,9 @@ def _use(choice: ModelChoice) -> None:
 
 
 def _change_to(choice: ModelChoice) -> None:
-    """Ask another model, without what only the last one's tokens and layers gave a meaning to."""
+    """Ask another model, without what only the last one's tokens and layers gave a meaning to, with its own edits."""
     view = state.view()
+    choice = replace(choice, edits=stack.mine().on(choice))
     if choice.name.removeprefix("random:") == view.model.name.removeprefix("random:"):
         state.change(model=choice)  # the same tokens and layers
         return

@@ -293,25 +293,39 @@ def _downloads(shown: Figure, name: str) -> None:
 
 def python_lines(query: Query, spec: Any, function: str, *, draw: str = "", model: ModelChoice | None = None) -> str:
     """The same computation with the public interface."""
-    spec_name = type(spec).__name__
     choice = model or state.view().model
-    options = [repr(choice.name)]
-    options += [f"revision={choice.revision!r}"] if choice.revision else []
-    options += [f"dtype={choice.dtype!r}"] if choice.dtype != "float32" else []
-    options += ['device_map="auto"'] if choice.device == runs.SPREAD else []
-    options += [f"device={choice.device!r}"] if choice.device not in ("auto", runs.SPREAD) else []
+    names, loading = load_lines(choice)
     lines = [
-        f"from factscope import load, Query, {function}, {spec_name}",
+        f"from factscope import {', '.join([*names, 'Query', function, type(spec).__name__])}",
         "",
-        f"model = load({', '.join(options)})",
-        f"query = {_short(query)}",
-        f"result = {function}(model, query, {_short(spec)})",
+        *loading,
+        f"query = {short(query)}",
+        f"result = {function}(model, query, {short(spec)})",
         "result.table()",
     ]
     return "\n".join([*lines, draw] if draw else lines)
 
 
-def _short(value: Any) -> str:
+def load_lines(choice: ModelChoice) -> tuple[list[str], list[str]]:
+    """How the model is loaded with the public interface, its edits from their saved files: names and lines."""
+    options = [repr(choice.name)]
+    options += [f"revision={choice.revision!r}"] if choice.revision else []
+    options += [f"dtype={choice.dtype!r}"] if choice.dtype != "float32" else []
+    options += ['device_map="auto"'] if choice.device == runs.SPREAD else []
+    options += [f"device={choice.device!r}"] if choice.device not in ("auto", runs.SPREAD) else []
+    lines = [f"model = load({', '.join(options)})"]
+    if not choice.edits:
+        return ["load"], lines
+    files = ", ".join(f'load_edit("{edit_file(key)}")' for key in choice.edits)
+    return ["load", "load_edit", "with_edits"], [*lines, f"model = with_edits(model, [{files}])"]
+
+
+def edit_file(key: str) -> str:
+    """The name of an edit's file when it is saved."""
+    return f"factscope-edit-{key[:8]}.safetensors"
+
+
+def short(value: Any) -> str:
     """A dataclass as a call with the fields that differ from their defaults."""
     import dataclasses
 

@@ -11,18 +11,18 @@ import importlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import streamlit as st
 
-from dashboard import messages, parts, state
+from dashboard import messages, parts, stack, state
 from dashboard.executor import Executor, Snapshot, Work
 from dashboard.link import ModelChoice, View
 from factscope import __version__
-from factscope.errors import InputError, SubjectError
+from factscope.errors import EditError, InputError, SubjectError
 from factscope.queries import Query
 
 Kind = Literal[
@@ -31,6 +31,8 @@ Kind = Literal[
 ]  # fmt: skip
 SPREAD = "spread"
 """The choice of device that lets accelerate spread a model over devices and disk."""
+APPLY = "edit-apply"
+"""The slot of an edit that is being computed: it goes on while the visitor looks at other things."""
 OF_A = "-a"
 """How the slots of A's runs end, while something is compared with A."""
 ASK_ABOVE_SECONDS = 20.0
@@ -99,8 +101,15 @@ def _visitor() -> Visitor:
 
 
 @contextmanager
-def use(choice: ModelChoice, tell: Callable[[str], None] = lambda stage: None) -> Iterator[Any]:
-    """The chosen model, loaded if need be, for a ``with`` block; ``tell`` hears how far the loading is."""
+def use(
+    choice: ModelChoice, tell: Callable[[str], None] = lambda stage: None, edits: Sequence[Any] = ()
+) -> Iterator[Any]:
+    """The chosen model, loaded if need be, for a ``with`` block; ``tell`` hears how far the loading is.
+
+    Args:
+        edits: those that the choice names, found by the visitor's script, since a run's thread knows no visitor.
+    """
+    from factscope.editors.edit import with_edits
 
     def progress(done: int, total: int, stage: str) -> None:
         tell(f"{stage}, {100 * done / total:.0f}%" if total else stage)
@@ -109,21 +118,21 @@ def use(choice: ModelChoice, tell: Callable[[str], None] = lambda stage: None) -
     with registry().use(
         choice.name, revision=choice.revision, dtype=choice.dtype, progress=progress, **device
     ) as model:
-        yield model
+        yield with_edits(model, edits)
 
 
 def begin() -> None:
     """Start of a run of the script: patience is fresh, nothing is watched yet; runs for another question stop now.
 
-    A's runs stop when another A is pinned, B's when another B is asked.
+    An edit that is being computed goes on. A's runs stop when another A is pinned, B's when another B is asked.
     """
     view = state.view()
     asked = view.fact, view.model, view.a
     before = st.session_state.get(_ASKED, asked)
     if before[:2] != asked[:2]:
-        executor().release_all(_visitor().id, but=lambda slot: slot.endswith(OF_A))
+        executor().release_all(_visitor().id, but=lambda slot: slot.endswith(OF_A) or slot == APPLY)
     if before[2] != asked[2]:
-        executor().release_all(_visitor().id, but=lambda slot: not slot.endswith(OF_A))
+        executor().release_all(_visitor().id, but=lambda slot: not slot.endswith(OF_A) or slot == APPLY)
     st.session_state[_ASKED] = asked
     st.session_state[_WATCHED] = {}
     st.session_state[_SPENT] = 0.0
@@ -138,6 +147,11 @@ def request(slot: str, kind: Kind, query: Query, spec: Any, *, model: ModelChoic
         executor().release(_visitor().id, slot)
         return Snapshot(key=_key(kind, query, spec, choice), state="done", result=stored)
     speeds = _speeds()
+    try:
+        edits = stack.edits(choice)
+    except EditError as error:
+        executor().release(_visitor().id, slot)
+        return Snapshot(key=_key(kind, query, spec, choice), state="failed", error=error)
 
     def compute(handle: Any, progress: Any) -> Any:
         experiment = importlib.import_module(f"factscope.experiments.{kind}")
@@ -146,8 +160,31 @@ def request(slot: str, kind: Kind, query: Query, spec: Any, *, model: ModelChoic
             speeds[kind, handle.key] = result.seconds / result.passes
         return result
 
-    work = Work(prepare=lambda tell: use(choice, tell), compute=compute, label=kind)
+    work = Work(prepare=lambda tell: use(choice, tell, edits), compute=compute, label=kind)
     return do(slot, _key(kind, query, spec, choice), work)
+
+
+def ask(
+    slot: str, name: str, asked: Sequence[Any], compute: Callable[[Any, Any], Any], *, keep: bool = True
+) -> Snapshot:
+    """Any other computation on the session's model in its weight state.
+
+    Args:
+        asked: everything besides the model that decides the result.
+        compute: called with the model and with ``progress``.
+    """
+    choice = state.view().model
+    key = digest([name, asdict(choice), *asked])
+    try:
+        edits = stack.edits(choice)
+    except EditError as error:
+        return Snapshot(key=key, state="failed", error=error)
+    return do(slot, key, Work(prepare=lambda tell: use(choice, tell, edits), compute=compute, label=name, keep=keep))
+
+
+def look(slot: str) -> Snapshot | None:
+    """What a slot shows, or None."""
+    return executor().look(_visitor().id, slot)
 
 
 def again(slot: str) -> None:
@@ -191,11 +228,18 @@ def capabilities(choice: ModelChoice) -> dict[str, Any] | None:
 
 
 def peek(slot: str, kind: Kind, query: Query, spec: Any, *, model: ModelChoice | None = None) -> Any | None:
-    """A stored or kept result, or what the slot shows of this request; None where it would have to be started."""
+    """A stored or kept result, or what the slot shows of this request; None where it would have to be started.
+
+    Results on edited weights are found only by whoever has the edits.
+    """
     choice = model or state.view().model
     stored = _stored(kind, query, spec, choice)
     if stored is not None:
         return stored
+    try:
+        stack.edits(choice)
+    except EditError:
+        return None
     key = _key(kind, query, spec, choice)
     shown = executor().look(_visitor().id, slot)
     return shown if shown is not None and shown.key == key else executor().kept(key)
@@ -369,5 +413,10 @@ def _key(kind: Kind, query: Query, spec: Any, choice: ModelChoice) -> str:
     from factscope.models.sources import folder_state
 
     weights = folder_state(choice.name)
-    text = json.dumps([__version__, kind, asdict(query), repr(spec), asdict(choice), weights], sort_keys=True)
+    return digest([kind, asdict(query), repr(spec), asdict(choice), weights])
+
+
+def digest(parts: Sequence[Any]) -> str:
+    """A key of plain values."""
+    text = json.dumps([__version__, *parts], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]

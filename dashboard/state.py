@@ -15,7 +15,8 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard.link import Cursor, Params, View, parse, to_params
+from dashboard import stack
+from dashboard.link import EDITS, ORIGINAL, Cursor, Params, View, parse, to_params
 from factscope.errors import LinkError
 from factscope.queries import Query
 
@@ -26,9 +27,11 @@ _VIEW, _PROBLEMS = "factscope-view", "factscope-link-problems"
 def view() -> View:
     """This session's view; read from the address when the session starts."""
     if _VIEW not in st.session_state:
-        found, problems = parse(_address())
+        address = _address()
+        found, problems = parse(address)
+        found, missing = stack.settle(found, said=EDITS in address)
         st.session_state[_VIEW] = found
-        st.session_state[_PROBLEMS] = problems
+        st.session_state[_PROBLEMS] = [*problems, *missing]
     return st.session_state[_VIEW]
 
 
@@ -64,6 +67,24 @@ def point_at_head(layer: int, head: int, position: int) -> None:
     """Move the cursor to a head; ``position`` is where it goes if it stood nowhere."""
     before = view().cursor
     change(cursor=Cursor(position=position if before is None else before.position, layer=layer, head=head))
+
+
+def edit_with(keys: tuple[str, ...]) -> None:
+    """Ask the model with these edits on, and no others."""
+    model = replace(view().model, edits=stack.mine().ordered(keys))
+    stack.mine().remember(model)
+    change(model=model)
+
+
+def switch(key: str, on: bool) -> None:
+    """Put one edit on or off; the others stay as they are."""
+    others = tuple(k for k in view().model.edits if k != key)
+    edit_with((*others, key) if on else others)
+
+
+def pin_original() -> None:
+    """Keep the same question to the original weights as A."""
+    change(a=replace(view(), cursor=None, a=None, model=view().model.original))
 
 
 def pin() -> None:
@@ -122,8 +143,13 @@ def on_change(
 
 
 def write_link() -> None:
-    """Put the view into the address if it is not there yet."""
+    """Put the view into the address if it is not there yet.
+
+    Where the visitor has edits, the address says of original weights that they are: what it does not say is as it was.
+    """
     wanted = to_params(view())
+    if not view().model.edits and len(stack.mine()):
+        wanted |= {EDITS: [ORIGINAL]}
     if _address() != wanted:
         st.query_params.from_dict(wanted)
 

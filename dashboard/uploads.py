@@ -27,6 +27,11 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="factscope-upload-")
 
 
+def folder() -> str:
+    """Where files of this session lie while it lasts."""
+    return _folder().name
+
+
 def attributes(source: AttributeSource) -> str | None:
     """What an experiment is given as its source of attributes; None as long as the file is missing.
 

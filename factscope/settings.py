@@ -40,6 +40,7 @@ class Settings(BaseSettings):
         cache_dir: folder for FactScope's own files. Models of the hub stay where huggingface_hub puts them (HF_HOME).
         hub_timeout_seconds: how long the hub may take to answer before the local cache is used.
         device: where models run; ``auto`` takes a GPU if there is one.
+        edits_mib: memory in MiB that one visitor's edits may take on the dashboard. edits_mib_in_all: those of all.
         renderer: how figures are drawn in the browser.
     """
 
@@ -53,6 +54,8 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=_default_cache)
     hub_timeout_seconds: float = Field(default=5.0, gt=0, le=600)
     device: str = Field(default="auto", min_length=1)
+    edits_mib: int = Field(default=256, ge=1)
+    edits_mib_in_all: int = Field(default=2048, ge=1)
     renderer: Literal["canvas", "svg"] = "canvas"
 
     @field_validator("models_allowed", mode="before")

@@ -186,7 +186,11 @@ def with_edits(model: ModelHandle, edits: Sequence[Edit]) -> ModelHandle:
 
 def weight_state(model: ModelHandle, edits: Sequence[Edit]) -> str:
     """The fingerprint of a model as loaded with edits on; without any, of its weights."""
-    weights = model.original.info.weights
+    return fingerprint(model.original.info.weights, edits)
+
+
+def fingerprint(weights: str, edits: Sequence[Edit]) -> str:
+    """The fingerprint of a weight state, from that of the weights as loaded."""
     if not edits:
         return weights
     return hashlib.sha256(" ".join([weights, *(edit.key for edit in edits)]).encode()).hexdigest()[:16]
