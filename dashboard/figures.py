@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboard import state
+from dashboard import stack, state
 from dashboard.link import Cursor, Measure, View
 from factscope import charts
 from factscope.charts import Figure
@@ -30,6 +30,9 @@ def caption(result: Any, *more: str) -> str:
     """Model, revision, prompt and parameters, for the figure and its exports."""
     info, query = result.model, result.query.query
     who = f"{info.name}@{info.revision}, {info.dtype}, weights {info.weights}"
+    view = state.view()
+    edited = stack.described(info.weights, view.model, *([] if view.a is None else [view.a.model]))
+    who += f", edited: {edited}" if edited else ""
     return "\n".join([who, f"{query.prompt} → {result.target.text.strip()}", *more])
 
 
@@ -621,6 +624,9 @@ def attention_pattern(result: Any, target: Any, head: int) -> Figure:
     """Where one head looks, from every token."""
     info, query = result.model, result.query.query
     who = f"{info.name}@{info.revision}, {info.dtype}, weights {info.weights}"
+    view = state.view()
+    edited = stack.described(info.weights, view.model, *([] if view.a is None else [view.a.model]))
+    who += f", edited: {edited}" if edited else ""
     name = f"layer {result.spec.layer}, head {head}"
     return charts.attention_pattern(
         charts.token_rows(result.query.tokens),
@@ -678,3 +684,38 @@ def cursor_or_end(query: Any, layers: Sequence[int]) -> Cursor:
 def _cursor_layer() -> int | None:
     cursor = state.view().cursor
     return None if cursor is None else cursor.layer
+
+
+def loss_curve(table: pd.DataFrame, steps: int, where: str) -> Figure:
+    """The loss of an edit, while it is computed and after."""
+    return charts.loss_curve(table, theme=theme(), steps=steps, caption=where)
+
+
+def probe_bars(evaluation: Any) -> Figure:
+    """An edit's probes before and after, as marks."""
+    fact = evaluation.facts[0]
+    words = "; ".join(f"{edit.method}, layers {', '.join(map(str, edit.layers))}" for edit in evaluation.edits)
+    return charts.probe_bars(
+        evaluation.table(),
+        target=fact.target,
+        answer=fact.answer or "",
+        theme=theme(),
+        caption=caption(evaluation, f"edited: {words}, weights {evaluation.edited.weights}"),
+    )
+
+
+def layer_scores(result: Any) -> Figure:
+    """Scores of one edit at every layer, beside the tracing effect."""
+    spec = result.spec
+    words = (
+        f"{spec.method} with {result.edit_window} layer{'s' if result.edit_window > 1 else ''} at once, "
+        f"{spec.problem.replace('-', ' ')}; trace of {TRACED[spec.site]}, noise {spec.noise}, seed {spec.seed}"
+    )
+    tracing = pd.DataFrame({"layer": result.layers, "tracing_effect": result.tracing_effect})
+    return charts.layer_scores(
+        result.table(),
+        n_layers=result.model.n_layers,
+        tracing=tracing,
+        theme=theme(),
+        caption=caption(result, words),
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboard import compare, fact_line, messages, runs, state, weights
+from dashboard import compare, editing, fact_line, messages, runs, state, weights
 
 _HERE = Path(__file__).parent
 
@@ -26,11 +26,14 @@ page = st.navigation(
         st.Page("../pages/lens.py", title="Lens", icon=":material/frame_inspect:", url_path="lens"),
         st.Page("../pages/heads.py", title="Heads", icon=":material/hub:", url_path="heads"),
         st.Page("../pages/trace.py", title="Trace", icon=":material/healing:", url_path="trace"),
+        st.Page("../pages/edit.py", title="Edit", icon=":material/edit_note:", url_path="edit"),
     ],
     position="top",
 )
 weights.begin()
 runs.begin()
+with messages.caught():
+    editing.begin()
 with messages.caught():
     fact_line.show()
 with messages.caught():

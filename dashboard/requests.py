@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 from dashboard.link import (
     HOME,
     Cursor,
+    EditChoice,
     EnrichChoice,
     FlowChoice,
     HeadsChoice,
@@ -17,10 +18,14 @@ from dashboard.link import (
     TraceChoice,
     TraceSite,
 )
+from factscope.editors import presets
+from factscope.errors import SpecError
 from factscope.experiments.attention_knockout import KnockoutSpec
 from factscope.experiments.attention_pattern import PatternSpec
 from factscope.experiments.attribute_extraction import ExtractionSpec
 from factscope.experiments.counterfactual_patching import CounterfactualSpec
+from factscope.experiments.edit_evaluation import EvaluationSpec
+from factscope.experiments.editing import EditingSpec
 from factscope.experiments.heads import HeadsSpec
 from factscope.experiments.logit_lens import LensSpec
 from factscope.experiments.prediction import PredictionSpec
@@ -217,6 +222,92 @@ def curve_passes(found: Any, choice: FlowChoice) -> int:
 def map_passes(found: Any) -> int:
     """Interventions of the map."""
     return len(found.query.ids) * found.model.n_layers
+
+
+def editing(choice: EditChoice, info: Any, *, facts: str | None = None, probes: str | None = None) -> EditingSpec:
+    """What Apply asks for.
+
+    Args:
+        info: of the model, which decides the preset.
+        facts, probes: files with facts that are edited together, and with prompts of the visitor's own.
+
+    Raises:
+        SpecError: a setting cannot be read.
+    """
+    return EditingSpec(
+        method=choice.method,
+        problem=choice.problem,
+        preset=preset_name(choice, info),
+        layers=choice.layers,
+        settings=tuple(_setting(choice, text) for text in choice.settings),
+        new_answer=choice.target if choice.problem == INJECTION else None,
+        facts=facts,
+        evaluation=EvaluationSpec(probes=probes),
+    )
+
+
+INJECTION = "error-injection"
+
+
+def preset_name(choice: EditChoice, info: Any) -> str:
+    """The preset whose settings an edit has."""
+    if choice.preset is not None:
+        return choice.preset
+    if presets.shape_of(info) == presets.BUNDLED and presets.BUNDLED in preset_names(choice.method):
+        return presets.BUNDLED
+    return "memit" if choice.method == "memit" else "rome"
+
+
+def preset_names(method: str) -> list[str]:
+    """The presets that have settings for a method."""
+    return [name for name in presets.NAMES if any((s.preset, s.method) == (name, method) for s in presets.SETTINGS)]
+
+
+def edit_settings(choice: EditChoice, info: Any) -> Any:
+    """The settings of an edit, as the methods take them: the preset's, with what was set otherwise.
+
+    Raises:
+        SpecError: names what cannot be used.
+    """
+    changed = dict(_setting(choice, text) for text in choice.settings)
+    return presets.preset(preset_name(choice, info), choice.method, choice.problem, info, choice.layers, **changed)
+
+
+def _setting(choice: EditChoice, text: str) -> tuple[str, Any]:
+    """A field of the settings and its value, read as the type that it has."""
+    name, _, value = (part.strip() for part in text.partition("="))
+    known = {field.name: field for field in fields(presets.METHODS[choice.method])}
+    if name not in known or name in OF_THE_PAGE:
+        raise SpecError(f"{name[:40]!r} is no setting of {choice.method}", f"choose among {', '.join(known)}")
+    return name, read_setting(name, value, str(known[name].type))
+
+
+OF_THE_PAGE = ("preset", "layers", "problem")
+"""Settings that have a field of their own."""
+
+
+def read_setting(name: str, text: str, kind: str) -> Any:
+    """A setting's value from its text.
+
+    Args:
+        kind: the type, as the settings declare it.
+
+    Raises:
+        SpecError: the text is no such value.
+    """
+    if "None" in kind and text.lower() in ("", "none"):
+        return None
+    if kind.startswith("bool"):
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+    elif kind.startswith(("int", "float")):
+        try:
+            return int(text) if kind.startswith("int") else float(text)
+        except ValueError:
+            pass
+    else:
+        return text
+    raise SpecError(f"{name}={text[:40]!r} is no {kind.split(' ')[0]}", "correct the setting")
 
 
 def home_enrichment(n_layers: int) -> list[tuple[str, Query, Any]]:

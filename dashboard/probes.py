@@ -1,0 +1,144 @@
+"""An edit's probes and scores as the Edit page shows them: before | after | difference, in words and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import help, parts
+from factscope.columns import COLUMNS
+
+KINDS = {
+    "fact": "fact", "paraphrase": "other words", "neighbour": "neighbour", "other-relation": "same subject",
+    "own": "own", "generation": "text",
+}  # fmt: skip
+SHOWN = (
+    "rewrite", "paraphrase", "neighbourhood", "other_relations_kept", "neighbours_kept", "es", "ps", "ns", "s", "em",
+    "pm", "nm", "exact_rewrite", "exact_paraphrase", "exact_neighbourhood", "overall", "overall_harmonic", "essence",
+    "overall_essence", "fluency", "consistency",
+)  # fmt: skip
+FIRST = 8
+"""Scores that stand on the page; the others are one click away."""
+
+
+def table(evaluation: Any) -> pd.DataFrame:
+    """Every probe before and after, with the difference."""
+    found = evaluation.table()
+    rows = {
+        "kind": [KINDS.get(kind, kind) for kind in found["kind"]],
+        "prompt": found["prompt"],
+        **({"subject": found["subject"]} if "subject" in found else {}),
+    }
+    for name in ("target", "true"):
+        before, after = (found[f"p_{name}_{when}"].astype(float) for when in ("before", "after"))
+        rows |= {f"{name} before": before, f"{name} after": after, f"{name} change": after - before}
+    for when in ("before", "after"):
+        text, top = found[f"text_{when}"], found[f"top_{when}"]
+        rows[f"says {when}"] = [_one_line(t if t is not None and t == t else p) for t, p in zip(text, top, strict=True)]
+    return pd.DataFrame(rows)
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text or "").split())
+
+
+def show(evaluation: Any) -> None:
+    """The table; text of the model is text of a cell."""
+    shown = table(evaluation)
+    config: dict[str, Any] = {
+        "kind": st.column_config.TextColumn("", width=82),
+        "prompt": st.column_config.TextColumn("prompt", width=250),
+    }
+    for name, words in (("target", "p(new)"), ("true", "p(true)")):
+        for when in ("before", "after"):
+            config[f"{name} {when}"] = st.column_config.NumberColumn(
+                f"{words} {when}", format="%.3f", width=88, help=help.definition(f"p_{name}_{when}")
+            )
+        config[f"{name} change"] = st.column_config.NumberColumn(
+            "change", format="%+.3f", width=62, help="After minus before."
+        )
+    config |= {f"says {when}": st.column_config.TextColumn(f"says {when}", width=130) for when in ("before", "after")}
+    st.dataframe(
+        shown,
+        hide_index=True,
+        height=38 + 26 * min(len(shown), 16),
+        row_height=26,
+        key="edit-probes",
+        column_config=config,
+    )
+
+
+def scores(evaluation: Any) -> None:
+    """The scores, each with what it means on hover; those that are not there with the reason."""
+    found = evaluation.scores().set_index("name")
+    there = [name for name in SHOWN if name in found.index and found.loc[name, "value"] == found.loc[name, "value"]]
+    with st.container(horizontal=True, gap="small", key="edit-scores"):
+        for name in there[:FIRST]:
+            _score(found, name)
+    missing = [name for name in SHOWN if name in found.index and name not in there]
+    more = f"{len(there[FIRST:])} more scores, and " if there[FIRST:] else ""
+    with st.expander(f"{more}{len(missing)} that this edit does not have, with the reason"):
+        with st.container(horizontal=True, gap="medium"):
+            for name in there[FIRST:]:
+                _score(found, name)
+        reasons: dict[str, list[str]] = {}
+        for name in missing:
+            reasons.setdefault(str(found.loc[name, "reason"]), []).append(_word(name))
+        if reasons:
+            parts.note("quiet", [f"No {', '.join(names)}: {why}." for why, names in reasons.items()], key="not-scored")
+
+
+def _score(found: Any, name: str) -> None:
+    row = found.loc[name]
+    definition = help.definition(name) or ""
+    source = COLUMNS[name].source.replace("[", "\\[")
+    before = f" Before: {row['before']:.3f}." if row["before"] == row["before"] else ""
+    st.markdown(f"{_word(name)} **{row['value']:.3f}**", width="content", help=f"{definition}. {source}.{before}")
+
+
+def _word(name: str) -> str:
+    return name.upper() if len(name) == 2 else "S" if name == "s" else name.replace("_", " ")
+
+
+def near(result: Any) -> None:
+    """The blast radius: what is near the fact, and what the model says of it now."""
+    found = result.table()
+    if not len(found):
+        parts.note("quiet", [f"{result.reason[:1].upper()}{result.reason[1:]}."], key="no-radius")
+        return
+    kinds = {"other-relation": "same subject", "same-answer": "same answer"}
+    shown = pd.DataFrame(
+        {
+            "kind": [kinds[kind] for kind in found["kind"]],
+            "prompt": found["prompt"],
+            "answer": found["answer"],
+            "p": found["p_true"].astype(float),
+            "says": [_one_line(text) for text in found["top_before"]],
+        }
+    )
+    st.dataframe(
+        shown,
+        hide_index=True,
+        height=38 + 26 * min(len(shown), 12),
+        row_height=26,
+        key="edit-radius",
+        column_config={
+            "kind": st.column_config.TextColumn("", width=90),
+            "prompt": st.column_config.TextColumn("prompt", width=300),
+            "answer": st.column_config.TextColumn("true answer", width=95),
+            "p": st.column_config.ProgressColumn(
+                "p", min_value=0, max_value=1, format="%.2f", width=80, help=help.definition("p_true")
+            ),
+            "says": st.column_config.TextColumn("says", width=95, help="The model's first choice now."),
+        },
+    )
+    own = int((found["kind"] == "other-relation").sum())
+    asked = len(found) - own
+    more = f", {asked} of them asked" if asked < result.n_sharing else ""
+    parts.note(
+        "quiet",
+        [f"{own} other facts about {result.subject}; {result.n_sharing} facts share the answer {result.answer}{more}."],
+        key="radius-said",
+    )
