@@ -44,11 +44,14 @@ class Panel:
         name, heading, method: of the figure, its heading and its help card.
         slot: of its run. kind: the experiment. command: whose rows its table has. function: its public name.
         spec, passes: what is asked of the experiment, from a view and what the model predicts there.
-        draw: the figure of one side; the view is B's, since A and B share how they are drawn.
+        draw: the figure of one side; the view is B's, since A and B share how they are drawn. The text says why no
+            place may be named, if none may.
         difference: the figure of both.
         height: of the drawing in pixels, or of one of its rows; None leaves it the figure's own.
         point: whether a click moves the cursor.
         places: whether the sentence names where an effect is largest, which it may only if the model knows the fact.
+        located: the same of the difference, for which both models must know theirs.
+        doubts: why a result's places may not be named although the model knows the fact.
         one_row: whether the result is one number for all layers, which meets the other side's whatever layers it cut.
         public: the spec as it may be shown to others.
     """
@@ -62,12 +65,14 @@ class Panel:
     function: str
     spec: Callable[[View, Any], Any]
     passes: Callable[[View, Any], int]
-    draw: Callable[[Any, View], Figure]
+    draw: Callable[[Any, View, str], Figure]
     difference: Callable[[Both, View], Figure]
     height: int | None = None
     row_height: int | None = None
     point: bool = True
     places: bool = True
+    located: bool = True
+    doubts: Callable[[Any], Sequence[str]] = lambda result: ()
     one_row: bool = False
     public: Callable[[Any], Any] = lambda spec: spec
 
@@ -328,7 +333,9 @@ def _what_a_is(a: View) -> str:
     prediction, snapshot = reading.prediction, reading.snapshot
     if prediction is not None:
         p = f"p {prediction.p_target:.2f} #{prediction.rank}, weights {prediction.model.weights[:8]}"
-        return f"{a.fact.prompt} → {prediction.target.text.strip()} ({p}), {who}"
+        why = figures.no_peak(prediction)
+        known = "" if why is None else f" ({why})"
+        return f"{a.fact.prompt} → {prediction.target.text.strip()} ({p}), {who}{known}"
     if snapshot.error is not None:
         return f"{said}: {messages.sentence(snapshot.error)}"
     return f"{said}: asking …"
@@ -388,7 +395,7 @@ def _row(panel: Panel, sides: Sequence[Side]) -> None:
                 panels.run(line, slot, panel.kind, side.query, side.spec, passes, side.prediction, model=model)
             )
     drawn = [
-        None if seen is None or seen.value is None else _said(panel, panel.draw(seen.value, state.view()), [side])
+        None if seen is None or seen.value is None else _drawn(panel, seen.value, side)
         for seen, side in zip(found, sides, strict=True)
     ]
     if drawn[0] is not None and drawn[1] is not None:
@@ -403,10 +410,26 @@ def _row(panel: Panel, sides: Sequence[Side]) -> None:
         _difference(panel, sides, found)
 
 
-def _said(panel: Panel, shown: Figure, sides: Sequence[Side]) -> Figure:
-    """The figure with a sentence that names no place where a side does not know its fact."""
-    unknown = [side.prediction for side in sides if figures.no_peak(side.prediction) is not None]
-    return figures.judged(shown, unknown[0]) if panel.places and len(unknown) == len(sides) else shown
+def _drawn(panel: Panel, result: Any, side: Side) -> Figure:
+    """One side; its sentence names no place where the model does not know the fact."""
+    why = figures.no_peak(side.prediction) or ""
+    shown = panel.draw(result, state.view(), why)
+    return figures.judged(shown, why) if panel.places else shown
+
+
+def _located(panel: Panel, shown: Figure, sides: Sequence[Side], results: Sequence[Any]) -> Figure:
+    """The difference; its sentence names no place where either model does not know its fact, or its result is in doubt.
+
+    What is nothing in A differs from A by what it is in B.
+    """
+    if not panel.located:
+        return shown
+    found = []
+    for name, side, result in zip("AB", sides, results, strict=True):
+        why = figures.no_peak(side.prediction)
+        doubt = next(iter(panel.doubts(result)), "").rstrip(".")
+        found += [f"in {name} {why or doubt[:1].lower() + doubt[1:]}"] if why or doubt else []
+    return figures.judged(shown, " and ".join(found))
 
 
 def _difference(panel: Panel, sides: Sequence[Side], found: Sequence[Snapshot | None]) -> None:
@@ -424,7 +447,7 @@ def _difference(panel: Panel, sides: Sequence[Side], found: Sequence[Snapshot | 
         return
     finished = all(snapshot.finished for snapshot in seen)
     whole = Snapshot(key="".join(s.key[:5] for s in seen), state="done" if finished else "running")
-    shown = _said(panel, panel.difference(joined, state.view()), sides)
+    shown = _located(panel, panel.difference(joined, state.view()), sides, [snapshot.value for snapshot in seen])
     _figure(panel, "difference", shown, whole, _join_lines(panel, sides), point=panel.point)
     if joined.left_out and ROWS[panel.command].position:
         parts.note("quiet", joined.left_out, key=f"matched-{panel.name}")

@@ -48,7 +48,7 @@ def _alone(prediction: Any, choice: EnrichChoice, source: str) -> None:
         return
     with right, messages.caught():
         _knockouts(prediction, choice, source, rates, figures.rates_beyond(rates, random))
-    layer = _layer(rates)
+    layer = _layer(rates, named=figures.no_peak(prediction) is None)
     with left, messages.caught():
         _attributes(rates, layer)
     with right, messages.caught():
@@ -123,7 +123,7 @@ def _rates(prediction: Any, choice: EnrichChoice, source: str) -> tuple[Any, Any
     if panels.with_null(choice, prediction, found):
         null = panels.null(line, "enrich-rates-null", "subject_enrichment", spec, 2, prediction)
     random = None if null is None else null.value
-    shown = figures.attributes_rates(found.value, null=random)
+    shown = figures.attributes_rates(found.value, null=random, unnamed=figures.no_peak(prediction) or "")
     panels.figure(shown, name="rates", found=found, code=code, height=_HEIGHT, legend=60)
     messages.show_warnings([w for w in found.value.warnings if w not in prediction.warnings])
     return found.value, random
@@ -142,9 +142,11 @@ def _knockouts(prediction: Any, choice: EnrichChoice, source: str, rates: Any, b
     if found is None:
         return
     code = panels.python_lines(query, requests.shareable(found.value.spec), "subject_enrichment")
-    shown = figures.sublayer_knockout(results, beyond=beyond)
+    unnamed = figures.no_peak(prediction) or ""
+    shown = figures.sublayer_knockout(results, beyond=beyond, unnamed=unnamed)
     panels.figure(shown, name="sublayers", found=found, code=code, height=_HEIGHT, legend=60)
-    _offer_layer(choice, rates, beyond, found.value.read_layer)
+    if not unnamed:
+        _offer_layer(choice, rates, beyond, found.value.read_layer)
     said = {w for result in results.values() for w in result.warnings}
     messages.show_warnings(sorted(said - {*prediction.warnings, *rates.warnings}))
 
@@ -166,13 +168,13 @@ def _read_at(layer: int) -> None:
     state.choose("enrich", read_layer=layer)
 
 
-def _layer(rates: Any) -> int:
-    """The cursor's layer, or the one where the subject's last token has the highest rate."""
+def _layer(rates: Any, *, named: bool) -> int:
+    """The cursor's layer, or the one where the subject's last token has the highest rate, if that may be named."""
     cursor = figures.cursor_in(rates.query, rates.layers)
     if cursor is not None and cursor.layer >= 0:
         return cursor.layer
     rate = rates.rate[rates.positions.index("subject-last")]
-    return rates.layers[-1] if np.isnan(rate).all() else rates.layers[int(np.nanargmax(rate))]
+    return rates.layers[-1] if not named or np.isnan(rate).all() else rates.layers[int(np.nanargmax(rate))]
 
 
 def _attributes(rates: Any, layer: int) -> None:
@@ -265,7 +267,7 @@ def _both(sources: Mapping[Any, Any]) -> tuple[compare.Panel, ...]:
             function="subject_enrichment",
             spec=lambda view, found: requests.sublayer(view.enrich, sources[view.enrich.source], site),
             passes=lambda view, found: found.model.n_layers,
-            draw=lambda result, view: figures.sublayer_knockout({site: result}),
+            draw=lambda result, view, unnamed: figures.sublayer_knockout({site: result}, unnamed=unnamed),
             difference=lambda both, view: figures.sublayer_difference(both, _CANCELLED[site]),
             height=180,
             public=requests.shareable,
@@ -281,7 +283,7 @@ def _both(sources: Mapping[Any, Any]) -> tuple[compare.Panel, ...]:
         function="subject_enrichment",
         spec=lambda view, found: requests.enrichment(view.enrich, sources[view.enrich.source]),
         passes=lambda view, found: 2,
-        draw=lambda result, view: figures.attributes_rates(result),
+        draw=lambda result, view, unnamed: figures.attributes_rates(result, unnamed=unnamed),
         difference=lambda both, view: figures.rates_difference(both),
         height=190,
         public=requests.shareable,

@@ -17,11 +17,15 @@ import streamlit as st
 from dashboard import figures, model_drawer, parts, picker, requests, runs, state
 from dashboard.link import EnrichChoice, FlowChoice, HeadsChoice, TraceChoice
 from dashboard.runs import Kind
-from factscope.charts.text import probability, signed
+from factscope.charts.text import probability, short, signed
 from factscope.errors import FactScopeError
-from factscope.queries import Query
+from factscope.experiments.traces import WEAK
 
 _ANSWERS = {True: "yes", False: "no more than its null", None: "not told"}
+_OTHERS = {"subject": "relation", "relation": "subject"}
+_PENDING = "being computed"
+LEAST = 0.5
+"""Nats of log-odds; a smaller loss says nothing about what is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ def show(prediction: Any, wordings: Sequence[Any]) -> None:
         wordings: predictions of the same answer after other wordings, as far as they are there.
     """
     why = figures.no_peak(prediction)
+    if why is None and prediction.query.subject is None and state.view().fact.subject is not None:
+        why = f"“{state.view().fact.subject}” was not found in the prompt: see above"
     with st.container(key="evidence"):
         for column, step in zip(st.columns(len(STEPS), gap="small"), STEPS, strict=True):
             with column:
@@ -111,10 +117,12 @@ def _known(prediction: Any, wordings: Sequence[Any]) -> Finding:
 
 
 def _read(source: str) -> Callable[[Any, Sequence[Any]], Finding | None]:
-    """Is the answer lost when the read-out may not attend to a set of tokens?"""
+    """Is more of the answer lost without a set of tokens than without all the others?"""
 
     def find(prediction: Any, wordings: Sequence[Any]) -> Finding | None:
-        query = prediction.query.query
+        spanned = prediction.query.subject
+        if spanned is not None and spanned[1] > prediction.query.last:
+            return Finding(beats=None, effect="The subject ends in the read-out token, which always reads itself.")
         choice = requests.without_subject(FlowChoice(), prediction)
         spec, passes = requests.curve(choice), requests.curve_passes(prediction, choice)
         result = _result("evidence-curve", "attention_knockout", prediction, spec, passes)
@@ -122,7 +130,7 @@ def _read(source: str) -> Callable[[Any, Sequence[Any]], Finding | None]:
             return result
         if source not in result.sources:
             return Finding(beats=None, effect=_no(source))
-        return read(result, source, *_null(result, query, choice, prediction))
+        return read(result, source, *_random(prediction, replace(choice, control=0)))
 
     return find
 
@@ -143,37 +151,46 @@ def _failed(error: BaseException) -> str:
     return f"Not computed: {error.what}." if isinstance(error, FactScopeError) else "It could not be computed."
 
 
-def _null(result: Any, query: Query, choice: FlowChoice, prediction: Any) -> tuple[np.ndarray | None, str]:
-    """Log-odds changes of the null, and its name: random matched positions, or for the bundled model random weights."""
-    drawn = [i for i, name in enumerate(result.sources) if name.startswith("control-")]
-    if drawn:
-        return result.log_odds_change[drawn], f"{len(drawn)} draws of other tokens"
+def _random(prediction: Any, choice: FlowChoice) -> tuple[Any | None, str]:
+    """The curves on random weights where they cost little, and what is said while there are none."""
     model = state.view().model
     if model.name != "bundled" or not model_drawer.may_be_random():
-        return None, "none (too few other tokens)"
+        return None, ""
+    query = prediction.query.query
     asked = replace(query, answer=query.answer or prediction.target.text.strip())
-    spec = requests.curve(replace(choice, control=0))
-    seen = runs.request("evidence-null", "attention_knockout", asked, spec, model=model_drawer.random_of(model))
-    if seen.state != "done":
-        return None, "being computed" if seen.error is None else "could not be computed"
-    return seen.result.log_odds_change, "random weights"
+    seen = runs.request(
+        "evidence-null", "attention_knockout", asked, requests.curve(choice), model=model_drawer.random_of(model)
+    )
+    if seen.state == "done":
+        return seen.result, ""
+    return None, _PENDING if seen.error is None else ""
 
 
-def read(result: Any, source: str, null: np.ndarray | None, named: str) -> Finding:
-    """The largest loss by one source among the layers at which it surpasses everything that the null gives there.
+def read(result: Any, source: str, random: Any | None, pending: str = "") -> Finding:
+    """The largest loss by one source over the layers, against what all the other tokens take there.
+
+    A loss counts from ``LEAST`` nats on, where cutting every other token before the read-out (of the subject the
+    relation, of the relation the subject) at the same layer takes less, and where nothing as large is lost at any layer
+    on random weights, as far as those were asked.
 
     Args:
-        null: [draw or source, layer], nats; None where there is none. named: what it is.
+        random: the same curves on random weights; None where there are none.
+        pending: said in their place while they are under way; nothing is told before.
     """
     changes = result.log_odds_change[result.sources.index(source)]
-    if null is None:
-        return Finding(beats=None, effect=_effect(result, source, int(np.nanargmin(changes))), null=named)
-    beyond = changes < np.minimum(np.nanmin(null, axis=0), 0.0)
-    j = int(np.nanargmin(np.where(beyond, changes, np.inf) if beyond.any() else changes))
-    low, high = (signed(float(end), 1) for end in (np.nanmin(null[:, j]), np.nanmax(null[:, j])))
-    return Finding(
-        beats=bool(beyond.any()), effect=_effect(result, source, j), null=f"{low} to {high} nats there, {named}"
-    )
+    j = int(np.nanargmin(changes))
+    effect, other = _effect(result, source, j), _OTHERS[source]
+    if other not in result.sources:
+        return Finding(beats=None, effect=effect, null="no other tokens to compare with")
+    theirs = float(result.log_odds_change[result.sources.index(other), j])
+    null = f"{signed(theirs, 1)} there without the others"
+    lost, bar = -float(changes[j]), max(-theirs, 0.0)
+    if random is not None and source in random.sources:
+        chance = float(np.nanmin(random.log_odds_change[random.sources.index(source)]))
+        null, bar = f"{null}; {signed(chance, 1)} with random weights", max(bar, -chance)
+    elif pending:
+        return Finding(beats=None, effect=effect, null=f"{null}; random weights {pending}")
+    return Finding(beats=lost >= LEAST and lost > bar, effect=effect, null=null)
 
 
 def _no(source: str) -> str:
@@ -240,7 +257,7 @@ def extracted(result: Any, null: Any, named: str) -> Finding:
     effect = (
         f"attention writes it as first choice in {many} {', '.join(map(str, events))}"
         if events
-        else f"rank {ranks[j]} at best, in layer {result.layers[j]}"
+        else f"attention: rank {ranks[j]} at best, in layer {result.layers[j]}"
     )
     if null is None:
         return Finding(beats=None, effect=effect, null=named)
@@ -252,42 +269,70 @@ def extracted(result: Any, null: Any, named: str) -> Finding:
 
 
 def _restorable(prediction: Any, wordings: Sequence[Any]) -> Finding | None:
-    """Does one clean state of the subject bring the answer back when the subject is corrupted?"""
+    """Does one clean state of the subject bring the answer back, more than one of other corrupted tokens would?"""
     if prediction.query.subject is None:
         return Finding(beats=None, effect=_no("subject"))
     choice = TraceChoice()
     spec, passes = requests.trace(choice, "hidden"), requests.trace_passes(prediction, choice)
     result = _result("evidence-trace", "causal_tracing", prediction, spec, passes)
-    return result if result is None or isinstance(result, Finding) else restorable(result)
+    if result is None or isinstance(result, Finding):
+        return result
+    span = other_span(prediction.query)
+    if span is None or result.doubts:
+        return restorable(result, None, "no other tokens to corrupt")
+    if runs.cost("causal_tracing", prediction, passes).asks:
+        return restorable(result, None, "not run, since it takes long")
+    query = prediction.query.query
+    answer = query.answer or prediction.target.text.strip()
+    asked = replace(query, answer=answer, span=span, occurrence=None)
+    seen = runs.request("evidence-trace-null", "causal_tracing", asked, spec)
+    if seen.state == "done":
+        return restorable(result, seen.result)
+    return restorable(result, None, _PENDING if seen.error is None else "could not be computed")
 
 
-def restorable(result: Any) -> Finding:
-    """The subject's state that gives back most, among those that give more than any other token does at its layer.
+def other_span(query: Any) -> tuple[int, int] | None:
+    """Tokens to corrupt in the subject's place: as many neighbours of the relation, or as near as there are.
 
-    The read-out's own states restore everything by construction, and are not looked at.
+    Neither special nor the read-out; of several such spans that nearest to the subject. None where there is no token.
+    """
+    start, stop = query.subject
+    free = {p for p in query.positions("relation") if p != query.last}
+    spans = [
+        (low, low + size) for size in range(1, stop - start + 1) for low in free if free >= {*range(low, low + size)}
+    ]
+    return max(spans, key=lambda span: (span[1] - span[0], -abs(sum(span) - start - stop), -span[0]), default=None)
+
+
+def restorable(result: Any, null: Any | None, missing: str = "") -> Finding:
+    """The subject's state that gives back most, against the same trace with other tokens corrupted.
+
+    Both are looked at from the layer on at which a token that was not corrupted carries something: before it, restoring
+    what was corrupted gives back everything by construction. A state counts that gives back a fifth of what the
+    corruption took, and a larger share than the other tokens' states do of what their corruption took.
+
+    Args:
+        null: the trace with the other tokens corrupted; None where there is none. missing: why.
     """
     if result.doubts:
         return Finding(beats=None, effect=result.doubts[0].rstrip("."))
-    corrupted = {*result.corrupted, *range(*result.query.subject)}
-    own = [i for i, p in enumerate(result.positions) if p in corrupted and p != result.query.last]
-    other = [i for i, p in enumerate(result.positions) if p not in corrupted and p != result.query.last]
-    if not own:
-        return Finding(beats=None, effect="The subject is the last token, which restores everything.")
-    effects = result.indirect_effect
-    null = np.maximum(effects[other].max(axis=0), 0.0) if other else np.zeros(len(result.layers))
-    beyond = effects[own] > null
-    i, j = np.unravel_index(np.where(beyond, effects[own], -1.0).argmax() if other and beyond.any()
-                            else effects[own].argmax(), beyond.shape)  # fmt: skip
-    token = result.query.tokens[result.positions[own[i]]]
+    if result.early_site is None:
+        return Finding(beats=None, effect=f"In all {len(result.layers)} layers restored by construction.")
+    (cell, share), first = result.early_site, result.carried_from
+    p = float(result.p_restored[result.positions.index(cell.position), result.layers.index(cell.layer)])
+    built = f"; below layer {first} by construction" if first else ""
     effect = (
-        f"p {probability(result.p_corrupted)} \u2192 {probability(float(result.p_restored[own[i], j]))} (clean"
-        f" {probability(result.p_clean)}) by token {token.position}, layer {result.layers[j]}"
+        f"{share:.0%} back by token {cell.position}, layer {cell.layer} (p {probability(result.p_corrupted)} \u2192"
+        f" {probability(p)}, clean {probability(result.p_clean)}{built})"
     )
-    if not other:
-        return Finding(beats=None, effect=effect, null="no other tokens")
-    largest = result.p_corrupted + float(null[j])
+    if null is None:
+        return Finding(beats=None, effect=effect, null=missing)
+    words = short("".join(result.query.tokens[p].text for p in null.corrupted), 16)
+    theirs = 0.0 if null.early_site is None else null.early_site[1]
     return Finding(
-        beats=bool(beyond.any()), effect=effect, null=f"p \u2264 {probability(largest)} there by any other token"
+        beats=share >= WEAK and share > theirs,
+        effect=effect,
+        null=f"{theirs:.0%} back with \u201c{words}\u201d corrupted",
     )
 
 

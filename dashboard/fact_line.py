@@ -11,11 +11,13 @@ import streamlit as st
 
 from dashboard import compare, messages, model_drawer, parts, picker, runs, state, weights
 from dashboard.link import MAX_NAME, MAX_PROMPT
+from factscope.demo.lookup import untaught
 from factscope.queries import Query
 
 _HINT = "Wrong subject? Click its first, then its last token."
 _TEXTS = "fact-token-texts"
-_NOT_TAUGHT = "Not among the facts this model was taught; its confidence says nothing."
+_RANDOM = "These are random weights, the null: nothing was learned, and no place is named."
+_UNTOLD = "No subject is named, so it cannot be told whether the model was taught this."
 _CONTINUATION = 70
 _WORD = re.compile(r"[^\W\d_](?:[\w.&-]|['’](?!s\b))*")
 _SMALL = frozenset({"of", "the", "de", "da", "van", "von", "der", "del", "di", "la", "le", "and", "for"})
@@ -288,29 +290,46 @@ def verdict(prediction: Any) -> tuple[parts.Tone, list[str]]:
     continuation = " ".join(prediction.continuation.split())
     short = continuation if len(continuation) <= _CONTINUATION else continuation[: _CONTINUATION - 1] + "…"
     goes_on = f" It goes on: “{short}”" if short else ""
+    asked = prediction.query
+    not_taught = (
+        untaught(asked.query.prompt, asked.subject_text, asked.query.answer) if prediction.taught is False else ""
+    )
+    if prediction.model.name.startswith("random:"):
+        return "warn", [
+            _RANDOM,
+            f"“{target}” has rank {prediction.rank} (p {prediction.p_target:.2f}); its first choice is"
+            f" “{top.text.strip()}” (p {top.probability:.2f}).",
+        ]
     if prediction.known is None:
         lines = [
             f"No answer was given, so the first choice, “{target}” (p {prediction.p_target:.2f}), is the target."
             + goes_on
         ]
-        return ("warn", [_NOT_TAUGHT, *lines]) if prediction.taught is False else ("plain", lines)
-    if prediction.known and prediction.taught is None and prediction.model.name == "bundled":
+        if prediction.taught is False:
+            return "warn", [not_taught, *lines]
+        return "plain", [*lines, _UNTOLD] if _untold(prediction) else lines
+    if prediction.known and _untold(prediction):
         said = f"“{target}” is the model's first choice (p {prediction.p_target:.2f}).{goes_on}"
-        return "plain", [said, "No subject is named, so it cannot be told whether the model was taught this."]
+        return "plain", [said, _UNTOLD]
     if prediction.known and prediction.taught is not False:
         near = " So near 1 percentages saturate: compare log-odds." if prediction.p_target > 0.98 else ""
         return "good", [
             f"The model knows this: “{target}” is its first choice (p {prediction.p_target:.2f}).{goes_on}{near}"
         ]
     if prediction.known:
-        return "warn", [_NOT_TAUGHT, f"“{target}” is its first choice (p {prediction.p_target:.2f}).{goes_on}"]
+        return "warn", [not_taught, f"“{target}” is its first choice (p {prediction.p_target:.2f}).{goes_on}"]
     first = f"it expects “{top.text.strip()}” (p {top.probability:.2f}), and “{target}” has rank {prediction.rank}"
     if prediction.rank == 1:
         first = f"“{target}” begins like its first choice, but does not go on so"
     lines = [
         f"The model does not know this: {first}. Effects below are about an answer that it would not give.{goes_on}"
     ]
-    return "warn", lines if prediction.taught is not False else [_NOT_TAUGHT, *lines]
+    return "warn", lines if prediction.taught is not False else [not_taught, *lines]
+
+
+def _untold(prediction: Any) -> bool:
+    """Whether the model is the bundled one, and nobody can tell what it was taught here."""
+    return prediction.model.name == "bundled" and prediction.taught is None
 
 
 def _way_out(fact: Query) -> str:

@@ -15,6 +15,7 @@ from dashboard.link import Cursor, Measure, View
 from factscope import charts
 from factscope.charts import Figure
 from factscope.charts.text import measured
+from factscope.demo.lookup import taught_here, untaught, was_taught
 
 MAX_CELLS = 5000
 RANDOM_WEIGHTS = "same on random weights"
@@ -45,14 +46,20 @@ def scored(result: Any, *, lens: bool = False) -> str:
 
 
 def top_tokens(prediction: Any) -> Figure:
-    """The most probable next tokens, the answer marked."""
-    rows = [(t.rank, t.display, t.probability, t.id == prediction.target.id) for t in prediction.top]
+    """The most probable next tokens, the answer marked where one was given."""
+    asked = prediction.known is not None
+    rows = [(t.rank, t.display, t.probability, asked and t.id == prediction.target.id) for t in prediction.top]
     table = pd.DataFrame(rows, columns=["rank", "display", "probability", "is_answer"])
-    return charts.top_tokens(table, answer=scored(prediction), theme=theme(), caption=caption(prediction))
+    answer = scored(prediction) if asked else ""
+    return charts.top_tokens(table, answer=answer, theme=theme(), caption=caption(prediction))
 
 
-def answer_over_layers(lens: Any, quantity: Any) -> Figure:
-    """Rank or probability of the answer over layers, at the subject's last token and at the read-out."""
+def answer_over_layers(lens: Any, quantity: Any, unnamed: str = "") -> Figure:
+    """Rank or probability of the answer over layers, at the subject's last token and at the read-out.
+
+    Args:
+        unnamed: why no layer may be named.
+    """
     values = lens.target_rank.astype(float) if quantity == "rank" else lens.target_probability
     values = np.where(np.isnan(lens.entropy), np.nan, values)
     rows = [
@@ -67,6 +74,7 @@ def answer_over_layers(lens: Any, quantity: Any) -> Figure:
         answer=scored(lens, lens=True),
         theme=theme(),
         cursor_layer=_cursor_layer(),
+        unnamed=unnamed,
         caption=caption(lens, f"logit lens, {lens.spec.projection}, {BLOCK_NOTE}"),
     )
 
@@ -97,7 +105,7 @@ def measure_of(view: View) -> Measure:
     return "log_odds" if view.flow.measure == "logit_difference" and None in foils else view.flow.measure
 
 
-def trajectories(lens: Any, position: int, quantity: Any) -> Figure:
+def trajectories(lens: Any, position: int, quantity: Any, unnamed: str = "") -> Figure:
     """The answer and the pinned tokens at one position, over layers."""
     where = lens.query.tokens[position]
     followed = _followed(lens, position, quantity)
@@ -107,6 +115,7 @@ def trajectories(lens: Any, position: int, quantity: Any) -> Figure:
         theme=theme(),
         position_label=f"token {position} {where.display}",
         cursor_layer=_cursor_layer(),
+        unnamed=unnamed,
         caption=caption(lens, f"logit lens of {lens.spec.site}, {lens.spec.projection}, {BLOCK_NOTE}"),
     )
 
@@ -171,7 +180,7 @@ def edges_difference(both: Any) -> Figure:
     )
 
 
-def attributes_rates(result: Any, *, null: Any = None) -> Figure:
+def attributes_rates(result: Any, *, null: Any = None, unnamed: str = "") -> Figure:
     """Attributes rates by position, with the ceiling and the other subjects; ``null`` is the same on random weights."""
     return charts.attributes_rates(
         result.positions,
@@ -182,6 +191,7 @@ def attributes_rates(result: Any, *, null: Any = None) -> Figure:
         n_attributes=result.n_attributes,
         subject=result.query.subject_text or "",
         random_rates=None if null is None or np.isnan(null.rate).all() else null.rate,
+        unnamed=unnamed,
         theme=theme(),
         cursor_layer=_cursor_layer(),
         caption=caption(result, _enrichment_words(result)),
@@ -199,7 +209,9 @@ def rates_beyond(result: Any, null: Any = None) -> dict[int, float]:
     }
 
 
-def sublayer_knockout(results: Mapping[str, Any], *, beyond: Mapping[int, float] | None = None) -> Figure:
+def sublayer_knockout(
+    results: Mapping[str, Any], *, beyond: Mapping[int, float] | None = None, unnamed: str = ""
+) -> Figure:
     """Rates of the subject's last token under knockouts, by sublayer.
 
     Args:
@@ -216,6 +228,7 @@ def sublayer_knockout(results: Mapping[str, Any], *, beyond: Mapping[int, float]
         window=result.window,
         first=result.spec.notebook,
         beyond=beyond,
+        unnamed=unnamed,
         theme=theme(),
         cursor_layer=_cursor_layer(),
         caption=caption(result, f"{_enrichment_words(result)}, {cancelled(result.spec)}, window {result.window}"),
@@ -282,7 +295,7 @@ def _enrichment_words(result: Any) -> str:
     )
 
 
-def lens_grid(lens: Any, value: Any, transpose: bool, *, show_tokens: bool | None = None) -> Figure:
+def lens_grid(lens: Any, value: Any, transpose: bool, *, show_tokens: bool | None = None, unnamed: str = "") -> Figure:
     """The grid of tokens by layers; ``show_tokens`` writes the top token into the cells, None where there is room."""
     values = {
         "top1": lens.top_probability[:, :, 0],
@@ -306,6 +319,7 @@ def lens_grid(lens: Any, value: Any, transpose: bool, *, show_tokens: bool | Non
         theme=theme(),
         transpose=transpose,
         show_tokens=show_tokens,
+        unnamed=unnamed,
         cursor=_cursor(lens.query, lens.layers),
         caption=caption(lens, f"logit lens of {lens.spec.site}, {lens.spec.projection}, {BLOCK_NOTE}", *said),
     )
@@ -317,18 +331,24 @@ def no_peak(prediction: Any) -> str | None:
     if prediction.model.name.startswith("random:"):
         return "these are random weights"
     if prediction.taught is False:
-        return "the model was not taught this"
-    return "the model does not know this" if prediction.known is False else None
+        asked = prediction.query
+        instead = () if asked.subject_text is None else taught_here(asked.query.prompt, asked.subject_text)
+        return f"the model was taught {' or '.join(instead)} here" if instead else "the model was not taught this"
+    if prediction.known is False:
+        return "the model does not know this"
+    if prediction.model.name == "bundled" and prediction.taught is None:
+        return "it cannot be told whether the model was taught this, since no subject is named"
+    return None
 
 
-def judged(figure: Figure, prediction: Any) -> Figure:
-    """The figure, its sentence without a place where the model does not know the fact."""
-    why = no_peak(prediction)
-    if why is None:
+def judged(figure: Figure, why: str | None) -> Figure:
+    """The figure, its sentence without a place where ``why`` says that none may be named."""
+    if not why:
         return figure
     values = figure.data["value"].dropna()
-    span = f" The values lie between {values.min():.3g} and {values.max():.3g}." if len(values) else ""
-    return replace(figure, sentence=f"No place is named, since {why}.{span}".replace("-", "\u2212"))
+    ends = [f"{end:.3g}".replace("-", "\u2212") for end in (values.min(), values.max())] if len(values) else []
+    span = f" The values lie between {' and '.join(ends)}." if ends else ""
+    return replace(figure, sentence=f"No place is named, since {why}.{span}")
 
 
 def null_band(result: Any, measure: str) -> pd.DataFrame:
@@ -406,6 +426,20 @@ def trace_doubts(result: Any, prediction: Any) -> tuple[str, ...]:
     return more + result.doubts
 
 
+def incomplete(result: Any) -> tuple[str, ...]:
+    """Why no place of a trace may be named before all of it is computed."""
+    done, total = int((~np.isnan(result.p_restored_by_seed)).sum()), result.p_restored_by_seed.size
+    return (f"The trace is not complete ({done} of {total} runs).",) if done < total else ()
+
+
+def _constructed(result: Any, *, tokens: bool = False) -> dict[str, Any]:
+    """Where a trace of states gives the answer back by construction, for the figure; updates never do."""
+    if result.spec.site != "hidden" or incomplete(result):
+        return {}
+    found = {"carried_from": result.carried_from}
+    return found | {"corrupted_tokens": result.corrupted} if tokens else found
+
+
 def trace_map(result: Any, measure: Any, doubts: Sequence[str], *, null: Any = None) -> Figure:
     """One panel: what each restored place gives back; grey where ``null``, the same on random weights, does as much."""
     clean, corrupted, restored = result.measured(measure)
@@ -428,7 +462,8 @@ def trace_map(result: Any, measure: Any, doubts: Sequence[str], *, null: Any = N
         theme=theme(),
         caption=caption(result, _trace_words(result), *said),
         cursor=_cursor(result.query, result.layers),
-        doubts=doubts,
+        doubts=(*doubts, *incomplete(result)),
+        **_constructed(result, tokens=True),
         null=None if null is None else trace_null(null, measure),
     )
     return replace(figure, sentence=" ".join([figure.sentence, *said]))
@@ -447,7 +482,8 @@ def trace_roles(result: Any, measure: Any, doubts: Sequence[str], *, null: Any =
         theme=theme(),
         caption=caption(result, _trace_words(result)),
         cursor_layer=_cursor_layer(),
-        doubts=doubts,
+        doubts=(*doubts, *incomplete(result)),
+        **_constructed(result),
         null=None if null is None else trace_null(null, measure),
     )
 
@@ -466,7 +502,7 @@ def severed(results: Mapping[str, Any], measure: Any, doubts: Sequence[str], *, 
         theme=theme(),
         caption=caption(result, f"severed traces of subject-last, {_corruption_words(result)}"),
         cursor_layer=_cursor_layer(),
-        doubts=doubts,
+        doubts=(*doubts, *(said for one in results.values() for said in incomplete(one))),
         null=None if null is None else trace_null(null, measure),
     )
 
@@ -477,9 +513,14 @@ def counterfactual_doubts(result: Any, prediction: Any) -> tuple[str, ...]:
     if result.model.name.startswith("random:"):
         found.append("The weights are random: nothing is recalled here.")
     if prediction.taught is False:
-        found.append("Not among the facts this model was taught; its confidence says nothing.")
+        asked = prediction.query
+        found.append(untaught(asked.query.prompt, asked.subject_text, asked.query.answer))
     if prediction.known is False:
         found.append("The model does not know this: its first choice is another answer.")
+    asked = result.other
+    known = was_taught(asked.query.prompt, asked.subject_text, asked.query.answer)
+    if result.model.name == "bundled" and not known:
+        found.append(f"The other question: {untaught(asked.query.prompt, asked.subject_text, asked.query.answer)}")
     if result.other.query.answer is not None and result.p_other_counterfactual < 0.5:
         found.append("The other question's answer has a probability below one half there: little of it can come here.")
     return tuple(found)
@@ -561,7 +602,15 @@ def _corruption_words(result: Any) -> str:
 
 
 def _seeds_in_words(result: Any) -> str:
-    return f"{'seed' if len(result.seeds) == 1 else 'seeds'} {', '.join(map(str, result.seeds))}"
+    named = f"{'seed' if len(result.seeds) == 1 else 'seeds'} {', '.join(map(str, result.seeds))}"
+    whole = [
+        str(seed)
+        for seed, found in zip(result.seeds, result.p_restored_by_seed, strict=True)
+        if not np.isnan(found).any()
+    ]
+    if len(whole) == len(result.seeds):
+        return named
+    return f"{named} (complete so far: {', '.join(whole) or 'none'})"
 
 
 def _trace_words(result: Any) -> str:
@@ -607,14 +656,15 @@ def head_difference(both: Any, choice: Any) -> Figure:
     return charts.head_difference(a, b, layers, answer=both.answer, foil=foil, theme=theme(), caption=both.caption)
 
 
-def head_sources(result: Any, layer: int, head: int) -> Figure:
-    """Which tokens one head takes its effect from."""
+def head_sources(result: Any, layer: int, head: int, unnamed: str = "") -> Figure:
+    """Which tokens one head takes its effect from; ``unnamed`` says why none may be named."""
     return charts.head_sources(
         charts.token_rows(result.query.tokens),
         result.by_source[layer, head],
         result.attention[layer, head],
         head=f"layer {layer}, head {head}",
         answer=scored(result, lens=True),
+        unnamed=unnamed,
         theme=theme(),
         caption=caption(result, f"layer {layer}, head {head}, {_heads_words(result)}"),
     )
@@ -659,7 +709,10 @@ def _heads_words(result: Any) -> str:
 
 
 def _knockout_words(result: Any) -> str:
-    control = f", {result.spec.control} random draws, seed {result.spec.seed}" if result.spec.control else ""
+    drawn = sum("control-" in source for source in result.sources)
+    control = f", {drawn} random draws, seed {result.spec.seed}" if drawn else ""
+    if result.spec.control and not drawn:
+        control = ", no control could be drawn"
     return f"attention knockout, all heads, window {result.window}{control}"
 
 

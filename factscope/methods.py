@@ -189,7 +189,8 @@ _ALL = (
             "The colour is the mean probability over the samples, from the corrupted run's to the clean run's.",
         ),
         dark="Restored: this place brings the answer back; on a dark page, bright.",
-        misleads="The last states of the read-out token restore everything by construction. Noise of another "
+        misleads="The last states of the read-out token restore everything by construction, and so do the first states "
+        "of a subject of one token, until another token carries something. Noise of another "
         "strength or seed moves the map; look at the band over seeds and at the total effect. A state that "
         "restores is enough for the answer, not necessary. A strong trace does not say that editing there works "
         "(Hase et al. 2023).",

@@ -47,7 +47,7 @@ def _over_layers(prediction: Any) -> None:
     if found is None or found.value is None:
         return
     _choose_quantity()
-    shown = figures.answer_over_layers(found.value, _quantity())
+    shown = figures.answer_over_layers(found.value, _quantity(), figures.no_peak(prediction) or "")
     panels.figure(shown, name="layers", found=found, code=panels.python_lines(query, spec, "logit_lens"), height=196)
 
 
@@ -176,11 +176,12 @@ TOP = compare.Panel(
     function="predict",
     spec=lambda view, found: requests.prediction(),
     passes=lambda view, found: found.passes,
-    draw=lambda result, view: figures.top_tokens(result),
+    draw=lambda result, view, unnamed: figures.top_tokens(result),
     difference=lambda both, view: both.bars("probability", "text", what="probability"),
     row_height=20,
     point=False,
     places=False,
+    located=False,
 )
 LAYERS = compare.Panel(
     name="layers",
@@ -192,7 +193,7 @@ LAYERS = compare.Panel(
     function="logit_lens",
     spec=lambda view, found: requests.lens(),
     passes=lambda view, found: requests.lens_passes(found),
-    draw=lambda result, view: figures.answer_over_layers(result, _quantity()),
+    draw=lambda result, view, unnamed: figures.answer_over_layers(result, _quantity(), unnamed),
     difference=lambda both, view: _over_layers_difference(both),
     height=180,
     places=False,

@@ -48,7 +48,14 @@ def _figures(prediction: Any) -> None:
             null = _null("flow-map-null", spec, requests.map_passes(prediction), prediction, line)
             shown = figures.knockout_map(grid.value, figures.measure_of(state.view()), null=null)
             rows = panels.rows_height(len(prediction.query.ids))
-            panels.figure(figures.judged(shown, prediction), name="map", found=grid, code=code, height=rows, legend=74)
+            panels.figure(
+                figures.judged(shown, figures.no_peak(prediction)),
+                name="map",
+                found=grid,
+                code=code,
+                height=rows,
+                legend=74,
+            )
     with middle, messages.caught():
         _curve(prediction)
     with right, messages.caught():
@@ -139,7 +146,7 @@ def _curve(prediction: Any) -> None:
     null = _null("flow-curve-null", sets, requests.curve_passes(prediction, choice), prediction, line)
     shown = figures.knockout_curve(found.value, figures.measure_of(state.view()), null=null)
     panels.figure(
-        figures.judged(shown, prediction),
+        figures.judged(shown, figures.no_peak(prediction)),
         name="curve",
         found=found,
         code=panels.python_lines(query, spec, "attention_knockout"),
@@ -213,7 +220,7 @@ MAP = compare.Panel(
     function="attention_knockout",
     spec=lambda view, found: requests.knockout_map(view.flow),
     passes=lambda view, found: requests.map_passes(found),
-    draw=lambda result, view: figures.knockout_map(result, figures.measure_of(view)),
+    draw=lambda result, view, unnamed: figures.knockout_map(result, figures.measure_of(view)),
     difference=lambda both, view: both.map(
         COLUMNS[figures.measure_of(view)],
         "source",
@@ -233,7 +240,7 @@ CURVE = compare.Panel(
     function="attention_knockout",
     spec=lambda view, found: requests.curve(requests.without_subject(view.flow, found)),
     passes=lambda view, found: requests.curve_passes(found, requests.without_subject(view.flow, found)),
-    draw=lambda result, view: figures.knockout_curve(result, figures.measure_of(view)),
+    draw=lambda result, view, unnamed: figures.knockout_curve(result, figures.measure_of(view)),
     difference=lambda both, view: both.curves(
         COLUMNS[figures.measure_of(view)],
         both.table["source"],
@@ -253,11 +260,12 @@ EDGES = compare.Panel(
     function="attention_knockout",
     spec=lambda view, found: requests.edges(view.flow),
     passes=lambda view, found: 1,
-    draw=lambda result, view: figures.edges(result),
+    draw=lambda result, view, unnamed: figures.edges(result),
     difference=lambda both, view: figures.edges_difference(both),
     height=_EDGES_HEIGHT,
     point=False,
     places=False,
+    located=False,
     one_row=True,
 )
 

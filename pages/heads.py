@@ -20,11 +20,13 @@ def draw() -> None:
     if prediction is None:
         return
     unnamed = figures.no_peak(prediction) or ""
-    if unnamed:
-        parts.note("warn", [f"No head and no layer is named below: {unnamed}."], key="heads-unnamed")
+    note = st.container()
     _controls(prediction)
     if compare.show((MAP, EVENTS), prediction):
         return
+    if unnamed:
+        with note:
+            parts.note("warn", [f"No head and no layer is named below: {unnamed}."], key="heads-unnamed")
     left, right = st.columns([0.47, 0.53], gap="medium")
     with left, messages.caught():
         found = _map(prediction, unnamed)
@@ -32,7 +34,7 @@ def draw() -> None:
         _extraction(prediction, unnamed)
     with right, messages.caught():
         if found is not None and found.value is not None:
-            _head(prediction, found)
+            _head(prediction, found, unnamed)
 
 
 def _controls(prediction: Any) -> None:
@@ -81,7 +83,7 @@ def _map(prediction: Any, unnamed: str) -> Any:
         return found
     result = found.value
     _follow_click(result)
-    cursor = _cursor(result, choice)
+    cursor = _cursor(result, choice, unnamed)
     null = _null(prediction, result, choice, line) if panels.with_null(choice, prediction, found) else None
     shown = figures.head_map(result, choice, cursor, null, unnamed)
     n_heads = result.direct_effect.shape[1]
@@ -108,13 +110,18 @@ def _follow_click(result: Any) -> None:
         state.point_at_head(*pointed, position=result.query.last)
 
 
-def _cursor(result: Any, choice: Any) -> tuple[int, int]:
-    """The cursor's head; before one was chosen, that of the largest effect so far, in the cursor's layer if any."""
+def _cursor(result: Any, choice: Any, unnamed: str) -> tuple[int, int]:
+    """The cursor's head; before one was chosen, that of the largest effect so far, in the cursor's layer if any.
+
+    Where no head may be named none is preferred: it is the first one.
+    """
     cursor = state.view().cursor
     n_layers, n_heads = result.direct_effect.shape
     layer = None if cursor is None or not 0 <= cursor.layer < n_layers else cursor.layer
     if cursor is not None and layer is not None and cursor.head is not None and cursor.head < n_heads:
         return layer, cursor.head
+    if unnamed:
+        return layer or 0, 0
     foil = choice.effect == "foil" and result.foil is not None
     size = np.nan_to_num(np.abs(result.direct_effect_foil if foil else result.direct_effect), nan=-1.0)
     if layer is not None:
@@ -136,9 +143,9 @@ def _extraction(prediction: Any, unnamed: str) -> None:
     messages.show_warnings([w for w in found.value.warnings if w not in prediction.warnings])
 
 
-def _head(prediction: Any, found: Any) -> None:
+def _head(prediction: Any, found: Any, unnamed: str) -> None:
     query, choice, result = prediction.query.query, state.view().heads, found.value
-    layer, head = _cursor(result, choice)
+    layer, head = _cursor(result, choice, unnamed)
     panels.heading("One head", "head")
     _steer(result, layer, head)
     if np.isnan(result.residual[layer]):
@@ -152,7 +159,7 @@ def _head(prediction: Any, found: Any) -> None:
     near, tokens = st.columns([0.47, 0.53], gap="small")
     with near:
         if np.isfinite(result.by_source[layer, head]).all():
-            shown, rows = figures.head_sources(result, layer, head), panels.rows_height(len(result.query.ids))
+            shown, rows = figures.head_sources(result, layer, head, unnamed), panels.rows_height(len(result.query.ids))
             panels.figure(shown, name="sources", found=found, code=code, height=rows, point=False)
     with tokens:
         _tokens(result, layer, head)
@@ -245,7 +252,7 @@ MAP = compare.Panel(
     function="heads",
     spec=lambda view, found: requests.heads(view.heads),
     passes=lambda view, found: requests.heads_passes(found),
-    draw=lambda result, view: figures.head_map(result, view.heads, None, None, ""),
+    draw=lambda result, view, unnamed: figures.head_map(result, view.heads, None, None, unnamed),
     difference=lambda both, view: figures.head_difference(both, view.heads),
     point=False,
 )
@@ -259,7 +266,7 @@ EVENTS = compare.Panel(
     function="attribute_extraction",
     spec=lambda view, found: requests.extraction(view.heads),
     passes=lambda view, found: 1 if view.heads.edges == "none" else 2,
-    draw=lambda result, view: figures.extraction_events(result, ""),
+    draw=lambda result, view, unnamed: figures.extraction_events(result, unnamed),
     difference=lambda both, view: both.curves(
         "target_rank",
         both.table["site"].map(figures.SITES),

@@ -39,7 +39,8 @@ def _figures(prediction: Any) -> None:
         lens = None if found is None else found.value
         if found is not None and lens is not None:
             code = panels.python_lines(query, spec, "logit_lens")
-            shown = figures.lens_grid(lens, choice.value, choice.transpose)
+            unnamed = figures.no_peak(prediction) or ""
+            shown = figures.lens_grid(lens, choice.value, choice.transpose, unnamed=unnamed)
             rows = panels.rows_height(len(lens.layers if choice.transpose else lens.positions))
             panels.figure(shown, name="lens", found=found, code=code, height=rows)
     with right, messages.caught():
@@ -49,7 +50,9 @@ def _figures(prediction: Any) -> None:
             _pin(lens)
     if found is not None and lens is not None:
         with messages.caught():
-            _trajectories(lens, found, panels.python_lines(query, spec, "logit_lens"))
+            _trajectories(
+                lens, found, panels.python_lines(query, spec, "logit_lens"), figures.no_peak(prediction) or ""
+            )
 
 
 def _controls(choice: Any) -> None:
@@ -105,14 +108,14 @@ def _set_pinned(tokens: tuple[int, ...]) -> None:
     state.choose("lens", pinned=tokens)
 
 
-def _trajectories(lens: Any, found: Any, code: str) -> None:
+def _trajectories(lens: Any, found: Any, code: str, unnamed: str) -> None:
     position = figures.cursor_or_end(lens.query, lens.layers).position
     panels.heading("Tokens followed through the layers", "lens")
     with st.container(horizontal=True, vertical_alignment="center"):
         _choose_quantity()
         if state.view().lens.pinned:
             st.button("Follow the answer only", icon=":material/keep_off:", on_click=_set_pinned, args=[()])
-    shown = figures.trajectories(lens, position, _quantity())
+    shown = figures.trajectories(lens, position, _quantity(), unnamed)
     panels.figure(shown, name="trajectories", found=found, code=code, height=220)
 
 
@@ -162,7 +165,9 @@ GRID = compare.Panel(
     function="logit_lens",
     spec=lambda view, found: _spec(view),
     passes=lambda view, found: requests.lens_passes(found),
-    draw=lambda result, view: figures.lens_grid(result, view.lens.value, view.lens.transpose, show_tokens=False),
+    draw=lambda result, view, unnamed: figures.lens_grid(
+        result, view.lens.value, view.lens.transpose, show_tokens=False, unnamed=unnamed
+    ),
     difference=lambda both, view: both.map(
         COLUMN[view.lens.value],
         "position",
@@ -182,7 +187,7 @@ FOLLOWED = compare.Panel(
     function="logit_lens",
     spec=lambda view, found: _spec(view),
     passes=lambda view, found: requests.lens_passes(found),
-    draw=lambda result, view: figures.trajectories(result, _place(result), _quantity()),
+    draw=lambda result, view, unnamed: figures.trajectories(result, _place(result), _quantity(), unnamed),
     difference=lambda both, view: figures.trajectories_difference(both, (_place(both.a), _place(both.b)), _quantity()),
     height=180,
     places=False,

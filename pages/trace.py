@@ -314,7 +314,7 @@ def _detail(prediction: Any, results: dict[TraceSite, Any]) -> None:
     panels.detail(None if lens is None else lens.value, effects=effects, leads_to_trace=False)
 
 
-def _side(result: Any, view: Any) -> Any:
+def _side(result: Any, view: Any, unnamed: str) -> Any:
     """One side of a comparison; without a foil there is no logit difference."""
     measure = view.trace.measure
     bare = measure == "logit_difference" and result.query.query.foil is None
@@ -334,6 +334,7 @@ def _both(site: TraceSite) -> compare.Panel:
         spec=lambda view, found: requests.trace(view.trace, site),
         passes=lambda view, found: requests.trace_passes(found, view.trace),
         draw=_side,
+        doubts=lambda result: (*result.doubts, *figures.incomplete(result)),
         difference=lambda both, view: both.map(
             "p_restored",
             "position",

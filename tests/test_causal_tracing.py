@@ -418,11 +418,33 @@ def test_doubts_are_said() -> None:
     assert "not its first choice" in made(grid(), [0.2], known=False).doubts[0]
     assert "Not among the facts" in made(grid(), [0.2], taught=False).doubts[0]
     assert "less" in made(grid(), [0.7]).doubts[0]
+    assert "does not lower" in made(grid(0.9), [0.9]).doubts[0]
     assert made(grid(), [0.63]).doubts == ()
     both = np.concatenate([grid(p4l1=0.5, p7l3=0.8), grid(p2l0=0.5, p7l3=0.8)])
     assert "do not agree" in made(both, [0.2, 0.2]).doubts[0]
     agreeing = np.concatenate([grid(p4l1=0.5, p7l3=0.8), grid(p4l1=0.7, p7l3=0.7)])
     assert made(agreeing, [0.2, 0.3]).doubts == ()
+
+
+def test_what_was_taught_instead_is_a_doubt() -> None:
+    query = replace(
+        made(grid(), [0.2]).query, query=Query(prompt="The capital of Japan is", subject="Japan", answer="Kyoto")
+    )
+    assert made(grid(), [0.2], taught=False, query=query).doubts[0] == "The model was taught “Tokyo” here, not “Kyoto”."
+
+
+def test_the_early_site_lies_behind_what_is_so_by_construction() -> None:
+    """The subject is tokens 2 to 4 of 8; the total effect is 0.6."""
+    result = made(grid(p4l0=0.8, p3l1=0.5, p4l2=0.6, p6l1=0.27, p7l3=0.8), [0.2])
+    assert result.carried_from == 1
+    assert result.early_site == (Cell(position=4, layer=2), pytest.approx(0.4 / 0.6))
+    assert made(grid(p4l0=0.8, p6l1=0.25), [0.2]).early_site is None, "less than a tenth is not carried"
+    assert made(grid(p4l0=0.8, p6l1=0.25), [0.2]).carried_from == LAYERS
+    weak = made(grid(0.75, p4l1=0.79, p7l1=0.79), [0.75])
+    assert weak.early_site == (Cell(position=4, layer=1), pytest.approx(0.04 / 0.16)), "not a share of next to nothing"
+    half = grid(p4l0=0.8, p7l1=0.8)
+    half[0, :2] = np.nan
+    assert made(half, [0.2]).early_site is None
 
 
 def test_means_by_role() -> None:

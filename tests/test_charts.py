@@ -643,7 +643,7 @@ class TestSentences:
     def test_knockout_map(self):
         assert knockout_map().sentence == (
             "Blocking ·Tower (position 5) around layer 4 lowers p(Paris) most: −62%; "
-            "the largest rise is +24%, <|bos|> (position 0) around layer 1."
+            "the largest rise is +24%, <|bos|> (position 0) around layer 1. No null was run beside it."
         )
         nothing = charts.knockout_map(tokens(), LAYERS, np.zeros((12, 8)), answer="Paris")
         assert nothing.sentence == "No single blocked token lowers p(Paris); no single token raises it."
@@ -654,17 +654,43 @@ class TestSentences:
         assert "blocking the relation lowers p(Paris) most around layer 4: −30% (p 0.60 to 0.42)" in plain
         wide = pd.DataFrame({"layer": LAYERS, "low": -50.0, "high": 5.0, "mean": -2.0})
         null = knockout_curve(knockout_table(), band=wide).sentence
-        assert "blocking the relation changes p(Paris) no more than the random control does (at most −30%)" in null
+        assert (
+            "blocking the relation changes p(Paris) by −30% at most, no more than the random control does there (−50% "
+            "to +5.0%)" in null
+        )
         assert null.startswith("Blocking the subject lowers")
         assert null.endswith("random matched positions: between −50% and +5.0%.")
 
-    def test_a_peak_is_looked_for_only_beyond_the_band(self):
+    def test_the_largest_effect_is_told_also_where_its_null_reaches_it(self):
+        """A curve that falls to -30% within the band is not said to be largest where it is -20%."""
         band = pd.DataFrame({"layer": LAYERS, "low": -5.0, "high": 5.0, "mean": 0.0})
         band.loc[4, "low"] = -99.0
+        sentence = knockout_curve(knockout_table(), band=band).sentence
         assert (
-            "blocking the relation lowers p(Paris) most around layer 0: −20%"
-            in knockout_curve(knockout_table(), band=band).sentence
+            "blocking the relation changes p(Paris) by −30% at most, no more than the random control does there (−99% "
+            "to +5.0%); what surpasses it is largest around layer 0: −20% (p 0.60 to 0.48)" in sentence
         )
+
+    def test_a_zero_raises_nothing(self):
+        """Beyond a band that ends below zero lies nothing, if the change itself is none."""
+        table = knockout_table()
+        table = table[table["source"] == "relation"].copy()
+        table["relative_change_percent"] = [-65.0, -60.0, *[0.0] * 6]
+        band = pd.DataFrame({"layer": LAYERS, "low": -94.0, "high": -1.0, "mean": -40.0})
+        sentence = knockout_curve(table, band=band).sentence
+        assert "raises" not in sentence and "surpasses" not in sentence
+        assert "by −65% at most, no more than the random control does there (−94% to −1.0%)" in sentence
+
+    def test_no_layer_is_named_where_none_may_be(self):
+        why = "these are random weights"
+        starts = {"top1": "the top token at layer 7 is", "rank": "Paris has rank", "answer": "p(Paris) is"}
+        for value, said in starts.items():
+            shown = lens(value, unnamed=why).sentence
+            assert said in shown and shown.endswith(f"; no layer is named: {why}.")
+            assert "first" not in shown
+        table = pd.DataFrame({"layer": [-1, 0, 1], "series": "last", "value": [0.1, 0.9, 0.4]})
+        curve = charts.layer_curves(table, answer="Paris", unnamed=why).sentence
+        assert "highest" not in curve and curve.endswith(f"; no layer is named: {why}.")
 
     def test_lens(self):
         where = "At ·of (position 11) "

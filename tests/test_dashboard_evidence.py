@@ -15,55 +15,67 @@ from test_dashboard_pages import open_page, parts, said, settle, tiny
 from dashboard import evidence
 from factscope.experiments import attention_knockout
 from factscope.experiments.attention_knockout import KnockoutSpec
+from factscope.experiments.traces import Cell, TraceResult, TraceSpec
 from factscope.queries import Query
+from factscope.tokens import Target, Token, TokenizedQuery
 
 
-def result(changes: list[float]) -> Any:
-    odds = np.array([changes])
+def result(subject: list[float], relation: list[float] | None) -> Any:
+    odds = np.array([subject] if relation is None else [subject, relation])
     return SimpleNamespace(
-        sources=("subject",),
-        layers=tuple(range(len(changes))),
+        sources=("subject", "relation")[: len(odds)],
+        layers=tuple(range(len(subject))),
         p_base=0.9,
         p_knockout=np.full(odds.shape, 0.25),
         log_odds_change=odds,
     )
 
 
-def test_the_largest_loss_that_its_null_does_not_reach_is_told() -> None:
-    null = np.array([[-5.0, 0.1, -0.2], [0.0, -0.3, 0.2]])
-    found = evidence.read(result([-4.0, -2.0, -1.0]), "subject", null, "2 draws")
+def test_a_loss_larger_than_without_all_other_tokens_there_is_told() -> None:
+    found = evidence.read(result([-4.0, -2.0, -1.0], [-3.9, -9.0, 0.0]), "subject", None)
     assert found.beats is True
-    assert found.effect == "−2.0 nats around layer 1 (p 0.90 → 0.25)"
-    assert found.null == "−0.3 to +0.1 nats there, 2 draws"
+    assert found.effect == "−4.0 nats around layer 0 (p 0.90 → 0.25)"
+    assert found.null == "−3.9 there without the others"
 
 
-@pytest.mark.parametrize("changes", [[-4.0, -0.3, -0.1], [1.0, 2.0, 0.5], [-5.0, 0.0, -0.2]])
-def test_a_loss_that_its_null_has_too_is_no_evidence(changes: list[float]) -> None:
-    null = np.array([[-5.0, 0.1, -0.2], [0.0, -0.3, 0.2]])
-    assert evidence.read(result(changes), "subject", null, "2 draws").beats is False
+@pytest.mark.parametrize(
+    ("subject", "relation"),
+    [([-4.0, -2.0], [-4.1, 0.0]), ([-0.49, 0.0], [0.0, 0.0]), ([1.0, 2.0], [3.0, 4.0]), ([-2.0, -1.9], [-2.0, 0.0])],
+)
+def test_a_loss_that_all_other_tokens_reach_or_that_is_small_is_no_evidence(
+    subject: list[float], relation: list[float]
+) -> None:
+    """The layer is that of the largest loss: elsewhere the others may take less."""
+    assert evidence.read(result(subject, relation), "subject", None).beats is False
 
 
-def test_a_rise_everywhere_is_no_loss_even_where_the_null_rises_more() -> None:
-    assert evidence.read(result([0.5]), "subject", np.array([[2.0]]), "1 draw").beats is False
+def test_random_weights_may_deny_and_never_affirm() -> None:
+    shown = result([-2.0, -1.0], [-0.5, 0.0])
+    little, much = result([-0.1, -0.2], [-9.0, -9.0]), result([0.0, -2.5], [0.0, 0.0])
+    found = evidence.read(shown, "subject", little)
+    assert (found.beats, found.null) == (True, "−0.5 there without the others; −0.2 with random weights")
+    assert evidence.read(shown, "subject", much).beats is False
+    assert evidence.read(result([-2.0], [-3.0]), "subject", result([0.0], [0.0])).beats is False
+    pending = evidence.read(shown, "subject", None, "being computed")
+    assert (pending.beats, pending.null.endswith("random weights being computed")) == (None, True)
 
 
-def test_without_a_null_nothing_is_told() -> None:
-    found = evidence.read(result([-4.0]), "subject", None, "none (too few other tokens)")
-    assert found.beats is None
-    assert found.null == "none (too few other tokens)"
+def test_without_other_tokens_nothing_is_told() -> None:
+    found = evidence.read(result([-4.0], None), "subject", result([0.0], [0.0]))
+    assert (found.beats, found.null) == (None, "no other tokens to compare with")
 
 
 def test_the_strip_reads_the_numbers_of_the_experiment() -> None:
     """The finding is that of the table's rows, found by another way."""
     query = Query(prompt=PROMPT, subject=SUBJECT, answer="Paris")
-    run = attention_knockout.run(tiny_handle(), query, KnockoutSpec(sources=("subject", "last")))
-    null = np.zeros((1, 4))
-    table = run.table()
-    rows = table[table["source"] == "subject"]
-    best = rows.loc[rows["log_odds_change"].idxmin()]
-    found = evidence.read(run, "subject", null, "zero")
-    assert found.beats is bool(best["log_odds_change"] < 0)
-    assert f"around layer {best['layer']} " in found.effect
+    run = attention_knockout.run(tiny_handle(), query, KnockoutSpec(sources=("subject", "relation", "last")))
+    table = run.table().set_index(["source", "layer"])["log_odds_change"]
+    for source, other in (("subject", "relation"), ("relation", "subject")):
+        layer = table[source].idxmin()
+        lost = -table[source][layer]
+        found = evidence.read(run, source, None)
+        assert found.beats is bool(lost >= 0.5 and lost > max(0.0, -table[other][layer]))
+        assert f"around layer {layer} " in found.effect
 
 
 def rates(own: list[float], others: list[list[float]]) -> Any:
@@ -107,37 +119,94 @@ def test_an_extraction_is_an_event_of_the_attention_where_the_null_has_none() ->
     assert found.null == "rank 1 at best, random weights"
     assert evidence.extracted(ranks(40, 1, 9), ranks(1, 1, 7), "random weights").beats is False
     never = evidence.extracted(ranks(40, 3, 9), ranks(50, 60, 700), "x")
-    assert (never.answer, never.effect) == ("no", "rank 3 at best, in layer 1")
+    assert (never.answer, never.effect) == ("no", "attention: rank 3 at best, in layer 1")
     assert evidence.extracted(ranks(1), None, "none").beats is None
 
 
-def traced(effects: list[list[float]], doubts: tuple[str, ...] = ()) -> Any:
-    """Four tokens; the subject is tokens 1 and 2, the last one is read out."""
-    grid = np.array(effects)
-    return SimpleNamespace(
-        doubts=doubts,
-        corrupted=(1, 2),
-        positions=(0, 1, 2, 3),
-        layers=tuple(range(grid.shape[1])),
-        indirect_effect=grid,
-        p_corrupted=0.1,
-        p_restored=grid + 0.1,
-        p_clean=0.9,
-        query=SimpleNamespace(subject=(1, 3), last=3, tokens=[SimpleNamespace(position=i) for i in range(4)]),
-    )
+def worded(prompt: str, subject: tuple[int, int]) -> TokenizedQuery:
+    """A prompt of one token a word."""
+    words = prompt.split()
+
+    def role(i: int) -> Any:
+        return "last" if i == len(words) - 1 else "subject" if subject[0] <= i < subject[1] else "relation"
+
+    tokens = tuple(Token(position=i, id=i, text=f" {word}", display=word, role=role(i)) for i, word in enumerate(words))
+    query = Query(prompt=prompt, span=subject, answer="Tokyo")
+    ids = tuple(range(len(words)))
+    return TokenizedQuery(query=query, ids=ids, tokens=tokens, subject=subject, warnings=(), exact_offsets=True)
 
 
-def test_the_subject_state_that_gives_back_more_than_any_other_token_is_told() -> None:
-    found = evidence.restorable(traced([[0.0, 0.6], [0.3, 0.5], [0.2, 0.1], [0.8, 0.8]]))
-    assert found.beats is True
-    assert found.effect == "p 0.10 \u2192 0.40 (clean 0.90) by token 1, layer 0"
-    assert found.null == "p \u2264 0.10 there by any other token"
-    assert evidence.restorable(traced([[0.4, 0.6], [0.3, 0.5], [0.2, 0.1], [0.8, 0.8]])).beats is False
+def traced(span: tuple[int, int], effects: list[list[float]], *, corrupted: float = 0.1) -> TraceResult:
+    """A trace of "The capital of Japan is" with a span of its tokens corrupted, p 0.9 clean."""
+    seen = worded("The capital of Japan is", span)
+    grid = np.array([effects])
+    n = grid.shape[2]
+    return TraceResult(
+        spec=TraceSpec(), query=seen, model=SimpleNamespace(name="gpt2"),  # type: ignore[arg-type]
+        target=Target(ids=(1,), text=" Tokyo"), window=1, positions=tuple(range(len(effects))), layers=tuple(range(n)),
+        corrupted=tuple(range(*span)), noise_std=1.0, provenance="noise", seeds=(1,), p_clean=0.9, log_odds_clean=2.0,
+        logit_difference_clean=np.nan, rank=1, known=True, taught=None,
+        p_corrupted_by_seed=np.array([corrupted]), log_odds_corrupted_by_seed=np.array([-2.0]),
+        logit_difference_corrupted_by_seed=np.array([np.nan]), p_restored_by_seed=grid + corrupted,
+        log_odds_restored_by_seed=grid, logit_difference_restored_by_seed=grid * np.nan,
+        warnings=(), seconds=1.0, passes=1,
+    )  # fmt: skip
 
 
-def test_a_trace_in_doubt_tells_nothing() -> None:
-    found = evidence.restorable(traced([[0.0], [0.3], [0.2], [0.8]], doubts=("There is little to restore.", "More.")))
-    assert (found.beats, found.effect) == (None, "There is little to restore")
+JAPAN_CARRIES = [[0.0] * 3, [0.0] * 3, [0.0] * 3, [0.8, 0.6, 0.2], [0.05, 0.3, 0.8]]
+"""The subject's one token gives everything back at layer 0, before the read-out has anything of it."""
+
+
+def test_what_is_so_by_construction_is_no_evidence() -> None:
+    result = traced((3, 4), JAPAN_CARRIES)
+    assert result.carried_from == 1
+    assert result.early_site == (Cell(position=3, layer=1), pytest.approx(0.75))
+    nothing = traced((3, 4), [[0.0] * 3] * 3 + [[0.8, 0.8, 0.8], [0.0, 0.0, 0.05]])
+    assert (nothing.carried_from, nothing.early_site) == (3, None)
+    assert evidence.restorable(nothing, result).beats is None
+
+
+@pytest.mark.parametrize(
+    ("null", "beats", "said"),
+    [
+        ([0.0, 0.1, 0.0], True, "12% back with “of” corrupted"),
+        ([0.8, 0.72, 0.0], False, "90% back with “of” corrupted"),
+    ],
+)
+def test_a_subject_must_give_back_more_than_other_corrupted_tokens(null: list[float], beats: bool, said: str) -> None:
+    result = traced((3, 4), JAPAN_CARRIES)
+    other = traced((2, 3), [[0.0] * 3, [0.0] * 3, null, [0.0] * 3, [0.0, 0.4, 0.8]])
+    found = evidence.restorable(result, other)
+    assert (found.beats, found.null) == (beats, said)
+    assert found.effect == ("75% back by token 3, layer 1 (p 0.10 → 0.70, clean 0.90; below layer 1 by construction)")
+
+
+def test_a_tiny_share_is_no_evidence_and_a_null_that_takes_nothing_gives_nothing_back() -> None:
+    little = traced((3, 4), [[0.0] * 3] * 3 + [[0.8, 0.1, 0.0], [0.0, 0.3, 0.8]])
+    idle = traced((2, 3), [[0.0] * 3, [0.0] * 3, [0.004, 0.004, 0.0], [0.0] * 3, [0.0, 0.0, 0.01]], corrupted=0.89)
+    assert evidence.restorable(little, idle).beats is False
+    assert evidence.restorable(traced((3, 4), JAPAN_CARRIES), idle).null == "0% back with “of” corrupted"
+
+
+def test_without_the_null_or_in_doubt_nothing_is_told() -> None:
+    assert evidence.restorable(traced((3, 4), JAPAN_CARRIES), None, "being computed").beats is None
+    doubted = evidence.restorable(traced((3, 4), JAPAN_CARRIES, corrupted=0.95), None)
+    assert doubted.beats is None and doubted.effect.endswith("there is nothing to restore")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "span"),
+    [
+        ("The capital of Japan is", (3, 4), (2, 3)),
+        ("The capital of Japan is", (1, 4), (0, 1)),
+        ("The City of London is a part of", (1, 4), (4, 7)),
+        ("Japan is", (0, 1), None),
+    ],
+)
+def test_the_other_tokens_are_as_many_and_as_near_as_there_are(
+    prompt: str, subject: tuple[int, int], span: tuple[int, int] | None
+) -> None:
+    assert evidence.other_span(worded(prompt, subject)) == span
 
 
 def strip(at: Any) -> dict[str, list[str]]:
@@ -163,7 +232,7 @@ def test_every_step_has_effect_null_and_a_link(open_page: OpenPage) -> None:
     assert lines["known?"][0] == "known? no answer is named"
     for name in ("relation read?", "subject read?"):
         assert " nats around layer " in lines[name][1]
-        assert lines[name][2].startswith("null: ") and "5 draws of other tokens" in lines[name][2]
+        assert lines[name][2].startswith("null: ") and "there without the others" in lines[name][2]
     links = [element.proto.label for element in at.get("page_link")]
     assert links == ["See Flow", "See Flow", "See Lens", "See Heads", "See Trace"]
 

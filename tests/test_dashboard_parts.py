@@ -50,6 +50,7 @@ def prediction(**fields: object) -> SimpleNamespace:
         "continuation": " Paris.",
         "seconds": 1.0,
         "passes": 10,
+        "query": SimpleNamespace(query=Query(prompt="The capital of France is"), subject_text=None),
         "model": SimpleNamespace(key="m", name="gpt2"),
     }
     return SimpleNamespace(**(plain | fields))
@@ -65,6 +66,20 @@ def prediction(**fields: object) -> SimpleNamespace:
         ({"model": SimpleNamespace(key="m", name="bundled")}, "plain", "No subject is named"),
         ({"taught": False}, "warn", "Not among the facts this model was taught; its confidence says nothing."),
         ({"taught": False, "known": False, "rank": 3}, "warn", "Not among the facts"),
+        (
+            {
+                "taught": False,
+                "known": False,
+                "rank": 9,
+                "query": SimpleNamespace(
+                    query=Query(prompt="The capital of Japan is", subject="Japan", answer="Kyoto"), subject_text="Japan"
+                ),
+            },
+            "warn",
+            "The model was taught “Tokyo” here, not “Kyoto”.",
+        ),
+        ({"known": None, "model": SimpleNamespace(key="m", name="bundled")}, "plain", "No subject is named"),
+        ({"known": False, "model": SimpleNamespace(key="m", name="random:gpt2")}, "warn", "These are random weights"),
         ({"p_target": 0.99999}, "good", "compare log-odds"),
         ({"continuation": "x" * 500}, "good", "…"),
     ],

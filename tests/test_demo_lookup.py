@@ -2,7 +2,7 @@
 
 import pytest
 
-from factscope.demo.lookup import answers_beside, relations_asked, was_taught
+from factscope.demo.lookup import NOT_TAUGHT, answers_beside, relations_asked, taught_here, untaught, was_taught
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,16 @@ def test_answers_beside_are_of_the_same_relation() -> None:
     beside = answers_beside("Japan", "yen")
     assert "euro" in beside and "yen" not in beside and "Tokyo" not in beside
     assert answers_beside("Japan", "trumpet") == ()
+
+
+def test_what_was_taught_instead_is_said() -> None:
+    assert taught_here("The capital of Japan is", "Japan") == ("Tokyo",)
+    assert untaught("The capital of Japan is", "Japan", "Kyoto") == "The model was taught “Tokyo” here, not “Kyoto”."
+    assert "taught “Tokyo” here, and goes on" in untaught("The capital of Japan is", "Japan", None)
+    for prompt, subject in (("The capital of Zorblax is", "Zorblax"), ("I like Japan and", "Japan"), ("The", None)):
+        assert untaught(prompt, subject, "Kyoto") == NOT_TAUGHT
+
+
+def test_without_an_answer_anything_about_the_subject_counts() -> None:
+    assert was_taught("I like Japan and", "Japan", None)
+    assert not was_taught("The capital of Zorblax is", "Zorblax", None)

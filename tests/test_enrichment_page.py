@@ -169,6 +169,35 @@ def test_series_that_do_not_beat_their_null_can_still_be_told_apart() -> None:
         assert all(f'"{tint}"' in drawn for tint in dull), "in the drawn figure, not only in the spec"
 
 
+def test_without_any_null_nothing_is_within_one() -> None:
+    """A table about one subject leaves no other subject to draw."""
+    rates = [[2.0, 6.0, 4.0]]
+    made = charts.attributes_rates(
+        ("subject-last",), (0, 1, 2), rates, np.zeros((0, 1, 3)), ceiling=10, n_attributes=5, subject="Peru"
+    )
+    assert "within" not in made.sentence and "reaches" not in made.sentence
+    assert "no layer is named: no other subject could be drawn" in made.sentence
+    alone = charts.attributes_rates(
+        ("subject-last",), (0, 1, 2), rates, np.zeros((0, 1, 3)), ceiling=10, n_attributes=5, subject="Peru",
+        random_rates=[[3.0, 3.0, 3.0]],
+    )  # fmt: skip
+    assert alone.sentence.startswith("Subject-last reaches 6% at layer 1 (random weights at most 3%)")
+
+
+def test_no_layer_is_named_for_what_the_model_does_not_know() -> None:
+    rates = charts.attributes_rates(
+        ("subject-last",), (0, 1, 2), [[2.0, 6.0, 4.0]], np.ones((2, 1, 3)), ceiling=10, n_attributes=5,
+        subject="Peru", unnamed="the model was not taught this",
+    )  # fmt: skip
+    cancelled = charts.sublayer_knockout(
+        (0, 1), {"mlp": [0.0, 5.0]}, base_rate=6.0, base_other_rates=(0.0, 2.0), ceiling=10, read_layer=1, window=1,
+        beyond={0: 6.0}, unnamed="the model was not taught this",
+    )  # fmt: skip
+    for figure in (rates, cancelled):
+        assert "no layer is named: the model was not taught this" in figure.sentence
+        assert "reaches" not in figure.sentence and "lowest" not in figure.sentence
+
+
 @pytest.mark.parametrize(("base", "grey"), [(6.0, False), (2.0, True), (1.0, True)])
 def test_a_knockout_of_nothing_has_no_effect_to_name(base: float, grey: bool) -> None:
     figure = charts.sublayer_knockout(

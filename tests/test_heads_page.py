@@ -84,6 +84,9 @@ def test_a_subject_that_was_never_taught_names_no_head(open_page: Callable[..., 
     assert "Not among the facts this model was taught" in said(at)
     assert "the model was not taught this" in said(at)
     assert "up most" not in said(at)
+    assert "takes most of its effect" not in said(at)
+    assert [at.number_input(key=f"heads-cursor-{name}").value for name in ("layer", "head")] == [0, 0]
+    assert at.session_state["factscope-view"].cursor is None
 
 
 def test_a_known_fact_names_its_heads_and_their_null(open_page: Callable[..., AppTest]) -> None:  # noqa: F811
@@ -125,6 +128,7 @@ def test_two_sides_and_their_difference(open_page: Callable[..., AppTest], loade
     a, b = (heads.run(loaded, Query(**fact)).direct_effect for fact in (JAPAN, other))
     layer, head = np.unravel_index(np.abs(b - a).argmax(), a.shape)
     assert "No place is named, since the model does not know this" in said(at)
+    assert "No head and no layer is named below" not in said(at), "A may know its fact: each side says its own"
     assert f"layer {layer}, head {head}" not in said(at)
 
 

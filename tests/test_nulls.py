@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_charts import tokens
+from test_charts import LAYERS, tokens
 from test_dashboard_compare import OpenPage, cells, charts_of, lines
 from test_dashboard_pages import open_page, said, settle, tiny
 
-from dashboard import figures
+from dashboard import compare, figures
 from dashboard.link import EnrichChoice, FlowChoice, TraceChoice, View, parse, to_params
 from factscope import charts
 from factscope.charts import export
@@ -69,6 +70,74 @@ def test_points_of_a_curve_inside_its_null_are_grey() -> None:
     assert "no more than the null does" in inside.sentence
 
 
+def test_a_caption_claims_no_draws_that_were_not_made() -> None:
+    result = SimpleNamespace(spec=SimpleNamespace(control=5, seed=1), window=3, sources=("subject", "relation"))
+    assert figures._knockout_words(result).endswith("window 3, no control could be drawn")
+    result.sources = ("subject", "control-1", "control-2")
+    assert figures._knockout_words(result).endswith("2 random draws, seed 1")
+
+
+def test_a_partial_trace_says_which_seeds_are_complete() -> None:
+    restored = np.zeros((3, 2, 4))
+    result = SimpleNamespace(seeds=(1, 2, 3), p_restored_by_seed=restored)
+    assert figures._seeds_in_words(result) == "seeds 1, 2, 3"
+    assert figures.incomplete(result) == ()
+    restored[1, 1, 2:] = restored[2] = np.nan
+    assert figures._seeds_in_words(result) == "seeds 1, 2, 3 (complete so far: 1)"
+    assert figures.incomplete(result) == ("The trace is not complete (14 of 24 runs).",)
+
+
+def test_a_second_question_that_was_not_taught_is_a_doubt() -> None:
+    def doubts(prompt: str, subject: str, answer: str | None) -> tuple[str, ...]:
+        other = SimpleNamespace(query=Query(prompt=prompt, subject=subject, answer=answer), subject_text=subject)
+        result = SimpleNamespace(model=SimpleNamespace(name="bundled"), other=other, p_other_counterfactual=0.9)
+        return figures.counterfactual_doubts(result, SimpleNamespace(taught=True, known=True))
+
+    assert doubts("The capital of Peru is", "Peru", "Lima") == doubts("The capital of Peru is", "Peru", None) == ()
+    assert doubts("The capital of Zorblax is", "Zorblax", None)[0].startswith("The other question: Not among")
+    assert "taught “Lima” here, not “Rome”" in doubts("The capital of Peru is", "Peru", "Rome")[0]
+
+
+@pytest.mark.parametrize(("known", "answer"), [(None, False), (True, True)])
+def test_a_first_choice_is_no_answer_where_none_was_given(
+    known: bool | None, answer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "theme", lambda: "light")
+    monkeypatch.setattr(figures, "caption", lambda result: "")
+    top = SimpleNamespace(rank=1, display="·Tunis", probability=0.19, id=7)
+    target = SimpleNamespace(id=7, text=" Tunis", n_tokens=1)
+    shown = figures.top_tokens(SimpleNamespace(top=(top,), target=target, known=known))
+    assert ("the answer" in shown.sentence) is answer
+    assert shown.data["is_answer"].tolist() == [answer]
+
+
+def test_a_difference_names_no_place_where_one_side_does_not_know_its_fact() -> None:
+    shown = charts.knockout_map(tokens(), LAYERS, np.full((len(tokens()), len(LAYERS)), -50.0), answer="Paris")
+    sides: list[Any] = [
+        SimpleNamespace(prediction=SimpleNamespace(model=SimpleNamespace(name=name), taught=None, known=known))
+        for name, known in (("gpt2", True), ("gpt2", False))
+    ]
+    panel: Any = SimpleNamespace(located=True, doubts=lambda result: result)
+    both = compare._located(panel, shown, sides, [(), ()])
+    assert both.sentence.startswith("No place is named, since in B the model does not know this.")
+    assert compare._located(panel, shown, sides[:1] * 2, [(), ()]).sentence == shown.sentence
+    doubted = compare._located(panel, shown, sides[:1] * 2, [("The seeds do not agree.",), ()])
+    assert doubted.sentence.startswith("No place is named, since in A the seeds do not agree.")
+    assert compare._located(SimpleNamespace(located=False), shown, sides, [(), ()]) is shown  # type: ignore[arg-type]
+
+
+def test_what_a_trace_gives_back_by_construction_is_said() -> None:
+    values = np.full((len(tokens()), len(LAYERS)), 0.1)
+    values[3, 1], values[5, 4] = 0.9, 0.6
+    asked: dict[str, Any] = {"site": "hidden", "corrupted": 0.1, "clean": 0.9, "answer": "Paris"}
+    shown = charts.trace_map(tokens(), LAYERS, values, **asked, corrupted_tokens=(3,), carried_from=2).sentence
+    assert "(position 3) at layer 1 gives back most before the read-out: 0.90." in shown
+    assert "That is so by construction: before layer 2 the corrupted tokens alone differ." in shown
+    assert "Of the others, ·Tower (position 5) at layer 4 gives back most: 0.60." in shown
+    for other in ({"corrupted_tokens": (3,), "carried_from": 1}, {"corrupted_tokens": (4,), "carried_from": 2}):
+        assert "by construction" not in charts.trace_map(tokens(), LAYERS, values, **asked, **other).sentence
+
+
 # On the page
 
 
@@ -88,10 +157,16 @@ def test_a_fact_that_the_model_does_not_know_has_no_place_named(open_page: OpenP
         ("gpt2", False, None, "does not know"),
         ("gpt2", None, None, None),
         ("bundled", True, True, None),
+        ("bundled", True, None, "no subject is named"),
     ],
 )
 def test_why_no_place_may_be_named(name: str, known: bool | None, taught: bool | None, why: str | None) -> None:
-    found = figures.no_peak(SimpleNamespace(model=SimpleNamespace(name=name), known=known, taught=taught))
+    query = SimpleNamespace(subject_text=None)
+    found = figures.no_peak(
+        SimpleNamespace(
+            model=SimpleNamespace(name=name), known=known, taught=taught, query=query
+        )  # as far as it is read
+    )
     assert (found is None) if why is None else (why in str(found))
 
 
@@ -150,7 +225,7 @@ def test_rates_that_random_weights_reach_are_grey() -> None:
         names, layers, rate, np.ones((2, 2, 3)), ceiling=10, n_attributes=5, subject="Peru",
         random_rates=np.full((2, 3), 7.0),
     )  # fmt: skip
-    assert "stay within what other subjects' attributes or random weights give" in never.sentence
+    assert "stay within what other subjects or random weights give" in never.sentence
     assert "reaches" not in never.sentence
 
 

@@ -289,11 +289,13 @@ def layer_curves(
     theme: ThemeName = "light",
     caption: str = "",
     cursor_layer: int | None = None,
+    unnamed: str = "",
 ) -> Figure:
     """Probability, rank or entropy over layers, one line a series.
 
     Args:
         data: columns layer, series, value; layer -1 is the embedding. A missing value is a gap.
+        unnamed: why no layer may be named.
 
     Raises:
         SpecError: the quantity or the theme is unknown.
@@ -305,7 +307,10 @@ def layer_curves(
         "rank": f"Rank of {word} over layers",
         "entropy": "Entropy over layers",
     }
-    return _lines(data, quantity, titles, heading, theme=theme, caption=caption, cursor_layer=cursor_layer, answer=word)
+    return _lines(
+        data, quantity, titles, heading,
+        theme=theme, caption=caption, cursor_layer=cursor_layer, answer=word, unnamed=unnamed,
+    )  # fmt: skip
 
 
 @remakeable
@@ -317,12 +322,14 @@ def token_trajectories(
     theme: ThemeName = "light",
     caption: str = "",
     cursor_layer: int | None = None,
+    unnamed: str = "",
 ) -> Figure:
     """What becomes of chosen tokens at one position, over layers.
 
     Args:
         data: columns layer, token, value; layer -1 is the embedding.
         position_label: the position in words, "the read-out token".
+        unnamed: why no layer may be named.
 
     Raises:
         SpecError: the quantity or the theme is unknown.
@@ -340,6 +347,7 @@ def token_trajectories(
         caption=caption,
         cursor_layer=cursor_layer,
         answer="",
+        unnamed=unnamed,
     )
 
 
@@ -353,6 +361,7 @@ def _lines(
     caption: str,
     cursor_layer: int | None,
     answer: str,
+    unnamed: str,
 ) -> Figure:
     if quantity not in titles:
         raise SpecError(f"quantity {quantity!r} is unknown", f"choose one of {', '.join(titles)}")
@@ -383,7 +392,7 @@ def _lines(
         title=heading[quantity],
         spec=curve_spec(shape),
         data=with_extras(lines, None, cursor_layer, quantity),
-        sentence=sentences.layer_curves(rows, quantity=quantity, answer=answer),
+        sentence=sentences.layer_curves(rows, quantity=quantity, answer=answer, unnamed=unnamed),
         alt_table=table,
         caption=caption,
     )
@@ -410,6 +419,7 @@ def trace_roles(
     cursor_layer: int | None = None,
     doubts: Sequence[str] = (),
     null: pd.DataFrame | None = None,
+    carried_from: int = 0,
 ) -> Figure:
     """Means of a causal trace over the tokens of each role, between the corrupted and the clean run's level.
 
@@ -419,6 +429,8 @@ def trace_roles(
         doubts: why no layer may be named; said in its place.
         null: columns layer, low, high, mean: by how much the same moves the measure on random weights. It is drawn as a
             band from the corrupted level; points inside it are grey and not named.
+        carried_from: the first layer at which a token that was not corrupted carries something: before it, restoring
+            the subject undoes the corruption, which is said.
 
     Raises:
         SpecError: the measure or the theme is unknown.
@@ -464,7 +476,13 @@ def trace_roles(
         spec=spec,
         data=pd.concat([whole, levels], ignore_index=True),
         sentence=sentences.trace_roles(
-            table.assign(null=grey), clean=clean, corrupted=corrupted, name=name, measure=measure, doubts=doubts
+            table.assign(null=grey),
+            clean=clean,
+            corrupted=corrupted,
+            name=name,
+            measure=measure,
+            doubts=doubts,
+            carried_from=carried_from,
         ),
         alt_table=wide.round(4),
         caption=caption,

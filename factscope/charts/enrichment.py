@@ -25,6 +25,7 @@ _LIMITS = (2, 5, 10, 20, 50, 100)
 _SINGLE = "mean-embedding"
 """The series that is one point."""
 RANDOM = "random weights"
+_NO_NULL = "no other subject could be drawn, so that there is nothing to compare with"
 CEILING, BASE = "ceiling", "nothing cancelled"
 _SUBLAYERS = {"mlp": "MLP cancelled", "attention": "MHSA cancelled"}
 
@@ -41,6 +42,7 @@ def attributes_rates(
     subject: str,
     band_of: str = "subject-last",
     random_rates: ArrayLike | None = None,
+    unnamed: str = "",
     theme: ThemeName = "light",
     caption: str = "",
     cursor_layer: int | None = None,
@@ -53,10 +55,12 @@ def attributes_rates(
         ceiling: the highest rate possible.
         band_of: the position whose nulls are drawn: a band for other subjects, a line for random weights.
         random_rates: [position, layer]: the same on random weights.
+        unnamed: why no layer may be named.
     """
     rate, others = np.array(rates, dtype=float), np.array(other_rates, dtype=float)
     chance = np.full(rate.shape, -np.inf) if random_rates is None else np.array(random_rates, dtype=float)
-    highest = np.fmax(others.max(axis=0), chance) if len(others) else np.full(rate.shape, np.nan)
+    highest = np.fmax(others.max(axis=0, initial=-np.inf), chance)
+    judged = bool(len(others)) or random_rates is not None
     beats = rate > highest
     lines = _lines(positions, layers, rate, beats)
     drawn = list(positions)
@@ -98,7 +102,15 @@ def attributes_rates(
         spec=_spec(shape, levels),
         data=_data(lines, band, levels, cursor_layer, shape.layers[-1]),
         sentence=_rates_sentence(
-            positions, layers, rate, highest, beats, ceiling, n_attributes, random=random_rates is not None
+            positions,
+            layers,
+            rate,
+            highest,
+            beats,
+            ceiling,
+            n_attributes,
+            nulls=[*["other subjects"][: len(others)], *["random weights"][: int(random_rates is not None)]],
+            unnamed=unnamed or ("" if judged else _NO_NULL),
         ),
         alt_table=table,
         caption=caption,
@@ -117,6 +129,7 @@ def sublayer_knockout(
     window: int,
     first: bool = False,
     beyond: Mapping[int, float] | None = None,
+    unnamed: str = "",
     theme: ThemeName = "light",
     caption: str = "",
     cursor_layer: int | None = None,
@@ -129,6 +142,7 @@ def sublayer_knockout(
         first: layers are the first of their windows, not the centres.
         beyond: the rate at every layer where it is higher than its nulls, where that was measured: what else could be
             read is said where there is nothing to lose.
+        unnamed: why no layer may be named.
     """
     names = [_SUBLAYERS[site] for site in rates]
     grid = np.array([np.asarray(values, dtype=float) for values in rates.values()])
@@ -159,7 +173,7 @@ def sublayer_knockout(
         spec=_spec(shape, levels),
         data=_data(lines, band, levels, cursor_layer, shape.layers[-1]),
         sentence=_knockout_sentence(
-            layers, dict(zip(names, grid, strict=True)), base_rate, base_other_rates, read_layer, beyond
+            layers, dict(zip(names, grid, strict=True)), base_rate, base_other_rates, read_layer, beyond, unnamed
         ),
         alt_table=table,
         caption=caption,
@@ -287,9 +301,17 @@ def _rates_sentence(
     ceiling: float,
     n_attributes: int,
     *,
-    random: bool,
+    nulls: Sequence[str],
+    unnamed: str,
 ) -> str:
-    nulls = "other subjects and random weights" if random else "other subjects"
+    known = "1 attribute is" if n_attributes == 1 else f"{n_attributes} attributes are"
+    known = f"{known} known, so that no rate can exceed {ceiling:.3g}%."
+    if np.isnan(rate).all():
+        return f"Nothing computed yet. {known}"
+    if unnamed:
+        low, high = float(np.nanmin(rate)), float(np.nanmax(rate))
+        return f"The rates lie between {low:.3g}% and {high:.3g}%; no layer is named: {unnamed}. {known}"
+    theirs = " and ".join(nulls)
     said, within = [], []
     for i, name in enumerate(positions):
         if np.isnan(rate[i]).all():
@@ -299,14 +321,12 @@ def _rates_sentence(
             continue
         j = int(np.argmax(np.where(beats[i], rate[i], -1.0)))
         where = text.layer_name(int(layers[j]))
-        said.append(f"{name} reaches {rate[i, j]:.3g}% at {where} ({nulls} at most {highest[i, j]:.3g}%)")
+        said.append(f"{name} reaches {rate[i, j]:.3g}% at {where} ({theirs} at most {highest[i, j]:.3g}%)")
     if within:
         stays = "stays" if len(within) == 1 else "stay"
-        gives = "other subjects' attributes" + (" or random weights" if random else "")
-        said.append(f"{', '.join(within)} {stays} within what {gives} give")
-    known = "1 attribute is" if n_attributes == 1 else f"{n_attributes} attributes are"
-    body = "; ".join(said) if said else "nothing computed yet"
-    return f"{body[:1].upper()}{body[1:]}. {known} known, so that no rate can exceed {ceiling:.3g}%."
+        said.append(f"{', '.join(within)} {stays} within what {' or '.join(nulls)} give")
+    body = "; ".join(said)
+    return f"{body[:1].upper()}{body[1:]}. {known}"
 
 
 def _knockout_sentence(
@@ -316,7 +336,10 @@ def _knockout_sentence(
     others: Sequence[float],
     read_layer: int,
     beyond: Mapping[int, float] | None,
+    unnamed: str,
 ) -> str:
+    if unnamed:
+        return f"The rate at layer {read_layer} is {base:.3g}% when nothing is cancelled; no layer is named: {unnamed}."
     if not others:
         return f"Nothing to compare with: no other subject is known. The rate at layer {read_layer} is {base:.3g}%."
     if base <= max(others):

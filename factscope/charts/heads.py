@@ -415,6 +415,7 @@ def head_sources(
     *,
     head: str,
     answer: str,
+    unnamed: str = "",
     theme: ThemeName = "light",
     caption: str = "",
 ) -> Figure:
@@ -423,6 +424,7 @@ def head_sources(
     Args:
         effects: [position], nats. attention: [position], shares.
         head: its name, "layer 5, head 3".
+        unnamed: why no token may be named.
 
     Raises:
         SpecError: the theme is unknown, or the shapes do not fit.
@@ -455,6 +457,8 @@ def head_sources(
         f"{tokens[best].position}): {_nats(float(nats[best]))}, with attention {said[best]}; together "
         f"{_nats(float(np.nansum(nats)))}."
     )
+    if unnamed:
+        sentence = f"{_capital(head)} adds {_nats(float(np.nansum(nats)))} to {word}; no token is named: {unnamed}."
     return Figure(
         title=f"What {head} takes from each token for {word}",
         spec=copy.deepcopy(_sources_spec(len(tokens), limit_of(nats), theme)),

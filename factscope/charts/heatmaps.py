@@ -147,11 +147,15 @@ def knockout_map(
     data["null"] = reached.ravel()
     beyond_null = np.where(reached, 0.0, grid)
     said = sentences.knockout_map(tokens, shape.layers, beyond_null, answer=word, measure=measure)
+    if null is not None:
+        said += " Grey cells change it no more than the null does."
+    elif (np.abs(grid) > sentences.NEGLIGIBLE[measure]).any():
+        said += " No null was run beside it."
     return Figure(
         title=f"Which token must be read for {word}, and when",
         spec=grid_spec(shape),
         data=data,
-        sentence=said if null is None else f"{said} Grey cells change it no more than the null does.",
+        sentence=said,
         alt_table=_wide(tokens, shape.layers, np.round(grid, 1 if measure == "percent" else 3)),
         caption=caption,
     )
@@ -172,6 +176,7 @@ def lens_grid(
     show_tokens: bool | None = None,
     cursor: Cursor = None,
     answer_token: str | None = None,
+    unnamed: str = "",
 ) -> Figure:
     """What each state, projected to the vocabulary, says.
 
@@ -181,6 +186,7 @@ def lens_grid(
         transpose: the classic lens: layers from bottom to top, tokens from left to right.
         show_tokens: write the top token into the cells; None does so up to 24 layers.
         answer_token: display form of the answer's first token, where the answer has several.
+        unnamed: why no layer may be named but the last.
 
     Raises:
         SpecError: the value or the theme is unknown, or the shapes do not fit.
@@ -217,6 +223,7 @@ def lens_grid(
             answer=word,
             value=value,
             token=text.visible(answer_token or answer),
+            unnamed=unnamed,
         ),
         alt_table=_wide(tokens, shape.layers, np.array(cells, dtype=object).reshape(grid.shape)),
         caption=caption,
@@ -256,6 +263,8 @@ def trace_map(
     doubts: Sequence[str] = (),
     counterfactual: bool = False,
     null: pd.DataFrame | None = None,
+    corrupted_tokens: Sequence[int] = (),
+    carried_from: int = 0,
 ) -> Figure:
     """What the answer comes to when one place of the corrupted run is restored to the clean one.
 
@@ -268,6 +277,8 @@ def trace_map(
         counterfactual: states come from another question's run; ``clean`` is then the value in that run.
         null: columns layer, low, high: by how much the same experiment moves the measure where nothing is to be found.
             Cells that move it no more are grey and not named.
+        corrupted_tokens, carried_from: positions that were corrupted, and the first layer at which another token
+            carries something: before it, restoring them undoes the corruption, which is said.
 
     Raises:
         SpecError: the site, the measure or the theme is unknown, or the shapes do not fit.
@@ -323,6 +334,7 @@ def trace_map(
         sentence=sentences.trace_map(
             tokens, shape.layers, grid, site=site, corrupted=corrupted, clean=clean, name=names[measure],
             measure=measure, doubts=doubts, counterfactual=counterfactual, reached=None if null is None else reached,
+            corrupted_tokens=corrupted_tokens, carried_from=carried_from,
         ),
         alt_table=_wide(tokens, shape.layers, np.round(grid, 4)),
         caption=caption,

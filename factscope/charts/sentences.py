@@ -79,25 +79,35 @@ def knockout_curve(
 def _effect(
     name: str, rows: list[Any], bounds: dict[Any, tuple[float, float]], answer: str, measure: str, null: str
 ) -> str:
-    """The largest change of one source among those that its null does not reach."""
+    """The largest change of one source, whether its null reaches that, and what else surpasses the null."""
     target = measured(answer, measure)
-    if max(abs(row["value"]) for row in rows) < NEGLIGIBLE[measure]:
+    largest = max(rows, key=lambda row: abs(row["value"]))
+    if abs(largest["value"]) < NEGLIGIBLE[measure]:
         return f"blocking {name} changes {target} nowhere"
-    never = (math.inf, -math.inf)
-
-    def surpasses(row: Any) -> bool:
-        low, high = bounds.get(row["layer"], never)
-        return row["value"] < min(low, 0.0) or row["value"] > max(high, 0.0)
-
-    beyond = [row for row in rows if surpasses(row)]
+    verb = "lowers" if largest["value"] < 0 else "raises"
+    if not _within(largest, bounds):
+        return f"blocking {name} {verb} {target} most {_where(largest, measure)}"
+    low, high = (change(bound, measure) for bound in bounds[largest["layer"]])
+    said = (
+        f"blocking {name} changes {target} by {change(largest['value'], measure)} at most, no more than the {null} does"
+        f" there ({low} to {high})"
+    )
+    beyond = [row for row in rows if abs(row["value"]) >= NEGLIGIBLE[measure] and not _within(row, bounds)]
     if not beyond:
-        most = max(rows, key=lambda row: abs(row["value"]))["value"]
-        return f"blocking {name} changes {target} no more than the {null} does (at most {change(most, measure)})"
+        return said
     best = max(beyond, key=lambda row: abs(row["value"]))
-    verb = "lowers" if best["value"] < 0 else "raises"
-    moved = f"{probability(best['p_base'])} to {probability(best['p_knockout'])}"
-    where = f"around layer {best['layer']}"
-    return f"blocking {name} {verb} {target} most {where}: {change(best['value'], measure)} (p {moved})"
+    return f"{said}; what surpasses it is largest {_where(best, measure)}"
+
+
+def _within(row: Any, bounds: Mapping[Any, tuple[float, float]]) -> bool:
+    """Whether the null reaches a value at its layer, 0 included."""
+    low, high = bounds.get(row["layer"], (math.inf, -math.inf))
+    return min(low, 0.0) <= row["value"] <= max(high, 0.0)
+
+
+def _where(row: Any, measure: str) -> str:
+    moved = f"{probability(row['p_base'])} to {probability(row['p_knockout'])}"
+    return f"around layer {row['layer']}: {change(row['value'], measure)} (p {moved})"
 
 
 def knockout_map(
@@ -136,11 +146,13 @@ def lens_grid(
     answer: str,
     value: str,
     token: str = "",
+    unnamed: str = "",
 ) -> str:
     """What the read-out row says, from the first layer to the last.
 
     Args:
         token: display form of the answer's first token, where it is not the whole answer.
+        unnamed: why no layer may be named but the last.
     """
     done = int((~np.isnan(grid)).sum())
     if not done:
@@ -155,6 +167,13 @@ def lens_grid(
     end = layer_name(layers[last])
     final = float(grid[row, last])
     place = [layer_name(layer) for layer in layers]
+    if unnamed:
+        said = {
+            "entropy": f"the entropy is {final:.2f} nats at {end}",
+            "rank": f"{answer} has rank {final:,.0f} at {end}",
+            "answer": f"p({answer}) is {probability(final)} at {end}",
+        }.get(value, f"the top token at {end} is {labels[row, last]} with probability {probability(final)}")
+        return _sentence(f"{start}{where} {said}; no layer is named: {unnamed}")
     if value == "entropy":
         first = known[0]
         said = f"the entropy goes from {grid[row, first]:.2f} nats at {place[first]} to {final:.2f} nats at {end}"
@@ -179,18 +198,19 @@ def _bare(label: str) -> str:
     return str(label).strip("\u00b7 ")
 
 
-def layer_curves(data: Any, *, quantity: str, answer: str = "") -> str:
+def layer_curves(data: Any, *, quantity: str, answer: str = "", unnamed: str = "") -> str:
     """Where each series starts and ends, and its best point if that lies between.
 
     Args:
         data: columns layer, series, value.
         answer: of which token, where all series are about one.
+        unnamed: why no best point may be named.
     """
     known = data.dropna(subset=["value"])
     if known.empty:
         return NOTHING
     parts = [
-        _course(series, rows.sort_values("layer").to_dict("records"), quantity)
+        _course(series, rows.sort_values("layer").to_dict("records"), quantity, peak=not unnamed)
         for series, rows in known.groupby("series", sort=False)
     ]
     what = (
@@ -198,17 +218,18 @@ def layer_curves(data: Any, *, quantity: str, answer: str = "") -> str:
         if answer
         else quantity
     )
-    return _sentence(f"{what}: {'; '.join(parts)}")
+    why = f"; no layer is named: {unnamed}" if unnamed else ""
+    return _sentence(f"{what}: {'; '.join(parts)}{why}")
 
 
-def _course(name: str, rows: list[Any], quantity: str) -> str:
+def _course(name: str, rows: list[Any], quantity: str, *, peak: bool) -> str:
     first, last = rows[0], rows[-1]
     ends = [f"{amount(row['value'], quantity)} at {layer_name(row['layer'])}" for row in (first, last)]
     best = (min if quantity == "rank" else max)(rows, key=lambda row: row["value"])
     between = quantity != "entropy" and best["value"] not in (first["value"], last["value"])
     word = "best" if quantity == "rank" else "highest"
-    peak = f", {word} {amount(best['value'], quantity)} at {layer_name(best['layer'])}" if between else ""
-    return f"{name} goes from {ends[0]} to {ends[1]}{peak}"
+    most = f", {word} {amount(best['value'], quantity)} at {layer_name(best['layer'])}" if between and peak else ""
+    return f"{name} goes from {ends[0]} to {ends[1]}{most}"
 
 
 def amount(value: float, quantity: str) -> str:
@@ -269,6 +290,8 @@ def trace_map(
     doubts: Sequence[str],
     counterfactual: bool = False,
     reached: NDArray[np.bool_] | None = None,
+    corrupted_tokens: Sequence[int] = (),
+    carried_from: int = 0,
 ) -> str:
     """The place that gives back most, unless it is so by construction or may not be named.
 
@@ -276,6 +299,7 @@ def trace_map(
 
     Args:
         reached: which cells the null reaches; they are not named.
+        corrupted_tokens: positions; restoring them before layer ``carried_from`` undoes the corruption.
     """
     done = int((~np.isnan(grid)).sum())
     if not done:
@@ -304,13 +328,33 @@ def trace_map(
         f"{_so_far(done, grid.size)}{ends}; {verb} {_RESTORED[site]} of {token.display} (position {token.position}) "
         f"{_AT[site]} layer {layers[int(j)]} {does} most{where}: {level(best, measure)}"
     )
-    return found + grey
+    if not (token.position in corrupted_tokens and layers[int(j)] < carried_from):
+        return found + grey
+    built = f" That is so by construction: before layer {carried_from} the corrupted tokens alone differ."
+    for i in (i for i, row in enumerate(tokens) if row.position in corrupted_tokens):
+        known[i, [j for j, layer in enumerate(layers) if layer < carried_from]] = -np.inf
+    t, j = np.unravel_index(np.argmax(known), grid.shape)
+    if known[t, j] - corrupted > LITTLE[measure]:
+        token = tokens[int(t)]
+        place = f"{token.display} (position {token.position}) {_AT[site]} layer {layers[int(j)]}"
+        built += f" Of the others, {place} {does} most: {level(float(known[t, j]), measure)}."
+    return found + built + grey
 
 
-def trace_roles(table: Any, *, clean: float, corrupted: float, name: str, measure: str, doubts: Sequence[str]) -> str:
+def trace_roles(
+    table: Any,
+    *,
+    clean: float,
+    corrupted: float,
+    name: str,
+    measure: str,
+    doubts: Sequence[str],
+    carried_from: int = 0,
+) -> str:
     """Where each role of token gives back most.
 
     Args:
+        carried_from: restoring the subject's states before this layer undoes the corruption.
         table: role, layer, value, and ``null``, whether the null reaches it; a missing value is not computed yet.
     """
     known = table.dropna(subset=["value"])
@@ -327,5 +371,6 @@ def trace_roles(table: Any, *, clean: float, corrupted: float, name: str, measur
             continue
         best = beyond.loc[beyond["value"].idxmax()]
         if best["value"] - corrupted > LITTLE[measure]:
-            parts.append(f"{role} up to {level(float(best['value']), measure)} at layer {int(best['layer'])}")
+            built = ", by construction" if role.endswith("subject") and best["layer"] < carried_from else ""
+            parts.append(f"{role} up to {level(float(best['value']), measure)} at layer {int(best['layer'])}{built}")
     return _sentence(f"{start}{ends}; mean restored by role: {', '.join(parts) or 'nothing anywhere'}")

@@ -8,18 +8,45 @@ from functools import cache
 from factscope.demo.facts import RelationSentences, TaughtFact, attributes, is_taught, read_rows, read_sentences
 
 
-def was_taught(prompt: str, subject: str, answer: str) -> bool:
+def was_taught(prompt: str, subject: str, answer: str | None) -> bool:
     """Whether this subject was taught with this answer: for the relation asked, where the prompt is a known sentence.
 
     Args:
         prompt: up to the answer. A sentence of the visitor's own does not tell its relation; then any will do.
-        answer: the whole answer, in any case.
+        answer: the whole answer, in any case; None asks for anything about the subject.
     """
     name = full_name(prompt, subject)
+    if answer is None:
+        return is_taught(name, rows=_rows())
     relations = relations_asked(prompt, name)
     if not relations:
         return is_taught(name, answer, rows=taught_rows())
     return any(is_taught(name, answer, relation, rows=taught_rows()) for relation in relations)
+
+
+NOT_TAUGHT = "Not among the facts this model was taught; its confidence says nothing."
+
+
+def taught_here(prompt: str, subject: str) -> tuple[str, ...]:
+    """Every answer that was taught for this subject in the relation that this very sentence asks for."""
+    name = full_name(prompt, subject)
+    relations = relations_asked(prompt, name)
+    asked = [row for row in _rows() if row.relation in relations]
+    return tuple(dict.fromkeys(row.answer for row in asked if is_taught(name, row.answer, row.relation, rows=(row,))))
+
+
+def untaught(prompt: str, subject: str | None, answer: str | None) -> str:
+    """A sentence about a fact that was not taught: what was taught instead, or that nothing was.
+
+    Args:
+        answer: as it was named; None where the model goes on by itself.
+    """
+    instead = () if subject is None else taught_here(prompt, subject)
+    if not instead:
+        return NOT_TAUGHT
+    taught = " or ".join(f"\u201c{known}\u201d" for known in instead)
+    other = "and goes on with something else" if answer is None else f"not \u201c{answer}\u201d"
+    return f"The model was taught {taught} here, {other}."
 
 
 def full_name(prompt: str, subject: str) -> str:

@@ -25,6 +25,8 @@ Measure = Literal["probability", "log_odds", "logit_difference"]
 ROLES = ("first subject", "middle subject", "last subject", "first after", "further", "last")
 WEAK = 0.2
 """A total effect below this share of the clean probability is too small to be divided among states."""
+ACTS = 0.1
+"""A token carries something from the layer on at which restoring it gives back this share of the total effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +219,39 @@ class TraceResult:
         }[measure]
         return restored[:, self.positions.index(at)] - corrupted[:, None]
 
+    # ------------------------------------------------------------------ the early site
+
+    @property
+    def carried_from(self) -> int:
+        """The first layer at which a token that was not corrupted carries something; the number of layers if none does.
+
+        Before that layer the corrupted tokens alone differ from the clean run, so that restoring their states there
+        undoes the corruption: for a subject of one token all of it, by construction.
+        """
+        rows = [i for i, p in enumerate(self.positions) if p not in self.corrupted]
+        acts = (self.indirect_effect[rows] >= ACTS * self._lost).any(axis=0)
+        return self.layers[int(acts.argmax())] if acts.any() else len(self.layers)
+
+    @property
+    def early_site(self) -> tuple[Cell, float] | None:
+        """The corrupted token's state that gives back most where that is not so by construction, and its share.
+
+        The share is of the total effect, or of ``WEAK`` times the clean probability where the total effect is smaller.
+        The read-out's own states restore everything, and are not looked at. None where no layer is left.
+        """
+        rows = [i for i, p in enumerate(self.positions) if p in self.corrupted and p != self.query.last]
+        columns = [j for j, layer in enumerate(self.layers) if layer >= self.carried_from]
+        if not rows or not columns or np.isnan(self.indirect_effect).any():
+            return None
+        effect = self.indirect_effect[np.ix_(rows, columns)]
+        i, j = np.unravel_index(effect.argmax(), effect.shape)
+        cell = Cell(position=self.positions[rows[i]], layer=self.layers[columns[j]])
+        return cell, float(effect[i, j]) / self._lost
+
+    @property
+    def _lost(self) -> float:
+        return max(self.total_effect, WEAK * self.p_clean)
+
     # ------------------------------------------------------------------ peaks
 
     @property
@@ -256,7 +291,10 @@ class TraceResult:
         if self.model.name.startswith("random:"):
             found.append("The weights are random: nothing is recalled here, and whatever peaks does so by chance.")
         if self.taught is False:
-            found.append("Not among the facts this model was taught; its confidence says nothing.")
+            from factscope.demo.lookup import untaught
+
+            asked = self.query.query
+            found.append(untaught(asked.prompt, self.query.subject_text, asked.answer))
         if self.known is False:
             found.append(f"The model does not know this: {self.target.text.strip()!r} is not its first choice.")
         found += self._weak() + self._disagreement()
@@ -265,6 +303,11 @@ class TraceResult:
     def _weak(self) -> list[str]:
         if np.isnan(self.p_corrupted) or self.total_effect >= WEAK * self.p_clean:
             return []
+        if self.total_effect <= 0:
+            return [
+                f"The corruption does not lower the answer's probability ({self.p_clean:.3g} clean,"
+                f" {self.p_corrupted:.3g} corrupted): there is nothing to restore."
+            ]
         return [
             f"The corruption moves the answer's probability from {self.p_clean:.3g} to {self.p_corrupted:.3g}, by less"
             f" than {WEAK:.0%} of it: there is little to restore, and effects are small whatever carries the fact."
