@@ -275,7 +275,8 @@ def _knockout_table(
     wide = rows.pivot(index="layer", columns="source", values="value")[list(sources)].round(digits)
     for of, one in _each_band(band):
         known = one.set_index("layer")[["low", "high", "mean"]].round(digits)
-        wide = wide.join(known.rename(columns=lambda end, of=of: f"{of} control {end}".strip()))
+        known.columns = [f"{of} control {end}".strip() for end in known.columns]
+        wide = wide.join(known)
     wide.columns.name = None
     return wide.reset_index()
 

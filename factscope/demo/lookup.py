@@ -17,7 +17,7 @@ def was_taught(prompt: str, subject: str, answer: str | None) -> bool:
     """
     name = full_name(prompt, subject)
     if answer is None:
-        return is_taught(name, rows=_rows())
+        return is_taught(name, rows=taught_rows())
     relations = relations_asked(prompt, name)
     if not relations:
         return is_taught(name, answer, rows=taught_rows())
@@ -31,7 +31,7 @@ def taught_here(prompt: str, subject: str) -> tuple[str, ...]:
     """Every answer that was taught for this subject in the relation that this very sentence asks for."""
     name = full_name(prompt, subject)
     relations = relations_asked(prompt, name)
-    asked = [row for row in _rows() if row.relation in relations]
+    asked = [row for row in taught_rows() if row.relation in relations]
     return tuple(dict.fromkeys(row.answer for row in asked if is_taught(name, row.answer, row.relation, rows=(row,))))
 
 
