@@ -593,7 +593,9 @@ class TestCurves:
         grey = figure.data.query("kind == 'line'").groupby("series")["null"].all()
         assert grey.to_dict() == {"subject": False, "relation": True, "last": False}
         assert "Blocking the subject lowers p(Paris) most around layer 4: −60% (p 0.60 to 0.24); " in figure.sentence
-        assert "blocking the relation changes p(Paris) no more than the random control does" in figure.sentence
+        assert (
+            "blocking the relation changes p(Paris) by −30% at most, no more than the random control" in figure.sentence
+        )
         assert "with no control to compare" in figure.sentence.split("; ")[2]
         assert "between −6.0% and −3.0% for the subject" in figure.sentence
         assert "between −60% and −30% for the relation" in figure.sentence

@@ -275,8 +275,7 @@ def _knockout_table(
     wide = rows.pivot(index="layer", columns="source", values="value")[list(sources)].round(digits)
     for of, one in _each_band(band):
         known = one.set_index("layer")[["low", "high", "mean"]].round(digits)
-        known.columns = [f"{of} control {end}".strip() for end in known.columns]
-        wide = wide.join(known)
+        wide = wide.join(known.add_prefix(f"{of} control ".lstrip()))
     wide.columns.name = None
     return wide.reset_index()
 
