@@ -232,7 +232,7 @@ def test_the_layer_with_the_highest_rate_is_one_click_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dashboard.figures.rates_beyond", lambda rates, null=None: {0: 101.0, 1: 102.0})
-    at = open_page("lens")
+    at = open_page("lens", prompt="The capital of Japan is", subject="Japan")
     assert at.number_input(key="enrich-read_layer").value == 3
     assert "This subject's rate is highest at layer 1 (102%); layer 3 is the paper's, 0.83 of the depth." in said(at)
     settle(at.button(key="enrich-read-best").click().run())

@@ -61,7 +61,7 @@ def attributes_rates(
     chance = np.full(rate.shape, -np.inf) if random_rates is None else np.array(random_rates, dtype=float)
     highest = np.fmax(others.max(axis=0, initial=-np.inf), chance)
     judged = bool(len(others)) or random_rates is not None
-    beats = rate > highest
+    beats = (rate > highest) & judged
     lines = _lines(positions, layers, rate, beats)
     drawn = list(positions)
     if random_rates is not None and band_of in positions:
