@@ -194,10 +194,12 @@ def test_table_and_summary(family: str) -> None:
     assert len(result.comparison()) == LAYERS
 
 
-def test_edges_beside_early_states_are_refused() -> None:
-    """They would be left out of the rows without a word."""
-    with pytest.raises(SpecError, match="'block:subject' stand beside"):
-        found("gpt2", (2, 5), ExtractionSpec(edges="block:subject", early="subject"))
+def test_edges_beside_early_states_are_spoken_of() -> None:
+    """The rows of earlier states are read with every edge."""
+    both = found("gpt2", (2, 5), ExtractionSpec(edges="block:subject", early="subject"))
+    alone = found("gpt2", (2, 5), ExtractionSpec(early="subject"))
+    assert any("'block:subject' are not cut where earlier states" in warning for warning in both.warnings)
+    assert (both.early_rank == alone.early_rank).all() and (both.target_rank != alone.target_rank).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

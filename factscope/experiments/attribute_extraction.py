@@ -280,11 +280,8 @@ class _Wanted:
         self.early_layers, self.patched, self.every = (), (), self.notebook
         if spec.early:
             if self.changes:
-                raise SpecError(
-                    f"edges {spec.edges!r} stand beside earlier states of {spec.early!r}, whose updates are read with "
-                    "every edge",
-                    "leave one of them out",
-                )
+                said = f"the edges {spec.edges!r} are not cut where earlier states of {spec.early!r} are put in"
+                self.warnings += (said,)
             model.require("resume", "early states")
             self.patched = positions(query, spec.early)
             self.early_layers = _early_layers(spec.early_layers, model.info.n_layers)
