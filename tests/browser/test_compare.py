@@ -62,7 +62,7 @@ def test_another_fact_beside_a_and_back(page: Page, server: Server, model: dict[
     expect(answer_chip(page)).to_contain_text("Tokyo")
     expect(page.get_by_text("B differs in prompt; subject; answer.")).to_be_visible()
     figures(page, "lens")
-    expect(page.get_by_text("Rows are matched by role")).to_be_visible()
+    expect(page.get_by_text("Rows are matched by role").first).to_be_visible()
     page.get_by_role("button", name="Back to A").click()
     expect(answer_chip(page)).to_contain_text("Paris")
     expect(page.get_by_text("B is the same so far")).to_be_visible()
