@@ -48,18 +48,3 @@ def test_the_link_of_a_trace_opens_on_a_cold_server(
     expect(elsewhere.get_by_role("radio", name="log-odds")).to_be_checked()
     expect(elsewhere.get_by_role("textbox", name="Seeds")).to_have_value("4, 5")
     expect(elsewhere).to_have_url(link)
-
-
-def test_what_was_cancelled_does_not_cover_the_next_heading(page: Page, server: Server, model: dict[str, str]) -> None:
-    page.goto(server.url("trace", samples="100", seeds=",".join(map(str, range(1, 11))), **LINK, **model))
-    bar = page.locator(".st-key-head-state-restored")
-    bar.get_by_role("button", name="Run").click()
-    expect(page.locator(panel(page, "hidden")).first).to_be_visible()
-    bar.get_by_role("button", name="Cancel").click()
-    expect(bar.get_by_text("the figure is partial")).to_be_visible()
-    again = bar.get_by_role("button", name="Run again")
-    expect(again).to_be_visible()
-    box, heading = again.bounding_box(), page.get_by_text("MLP restored", exact=True).bounding_box()
-    assert box is not None and heading is not None
-    beside = box["x"] + box["width"] <= heading["x"]
-    assert beside or box["y"] >= heading["y"] + heading["height"], (box, heading)
