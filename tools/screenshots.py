@@ -27,6 +27,8 @@ HOME = "fact"  # the page at /
 SIZE = {"width": 1280, "height": 720}
 START_SECONDS = 120
 PAINT_MILLISECONDS = 60_000
+DRAWN = "svg.marks, canvas.marks, .st-key-edit-apply button"
+"""A figure; on the page for edits, which has none before one is made, its button."""
 
 
 def main(wanted: list[str]) -> int:
@@ -81,12 +83,12 @@ def wait_for(address: str, process: subprocess.Popen) -> None:
 
 
 def take(browser: Browser, address: str, page: str, scheme: str) -> Path:
-    """One page in one colour scheme, once its figure is drawn and it has stopped running."""
+    """One page in one colour scheme, once it is drawn and has stopped running."""
     context = browser.new_context(viewport=SIZE, color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
     try:
         view = context.new_page()
         view.goto(f"{address}/{'' if page == HOME else page}")
-        view.locator("svg.marks, canvas.marks").first.wait_for(timeout=PAINT_MILLISECONDS)
+        view.locator(DRAWN).first.wait_for(timeout=PAINT_MILLISECONDS)
         view.locator('[data-testid="stApp"][data-test-script-state="notRunning"]').wait_for(timeout=PAINT_MILLISECONDS)
         view.wait_for_timeout(1500)  # fonts and the last frame; there is no event for either
         target = FOLDER / f"{page}-{scheme}.png"
