@@ -32,7 +32,7 @@ def prediction() -> Any | None:
     found = runs.reading().snapshot
     if found.state in ("waiting", "running"):
         doing = (
-            f"{found.ahead} other runs go first."
+            f"{_others(found.ahead)} {'goes' if found.ahead == 1 else 'go'} first."
             if found.ahead
             else found.stage or "A model that is not in memory is loaded first."
         )
@@ -149,8 +149,12 @@ def progress_words(found: Snapshot) -> str:
     if found.state == "waiting":
         return f"waiting, {found.ahead} before this one" if found.ahead else "starting"
     left = "" if found.seconds_left is None else f", {runs.duration(found.seconds_left)} left"
-    queue = f", shared with {found.ahead} other runs" if found.ahead else ""
+    queue = f", shared with {_others(found.ahead)}" if found.ahead else ""
     return f"{found.done:,} of {found.total:,}{left}{queue}"
+
+
+def _others(count: int) -> str:
+    return "1 other run" if count == 1 else f"{count} other runs"
 
 
 def figure(

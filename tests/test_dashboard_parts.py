@@ -105,6 +105,8 @@ def test_progress_in_words() -> None:
     assert panels.progress_words(Snapshot(key="k", state="waiting", ahead=2)) == "waiting, 2 before this one"
     running = Snapshot(key="k", state="running", done=37, total=96, seconds_left=4.2)
     assert panels.progress_words(running) == "37 of 96, about 4 s left"
+    shared = Snapshot(key="k", state="running", done=37, total=96, ahead=1)
+    assert panels.progress_words(shared) == "37 of 96, shared with 1 other run"
 
 
 @pytest.mark.parametrize(

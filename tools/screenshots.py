@@ -90,6 +90,7 @@ def take(browser: Browser, address: str, page: str, scheme: str) -> Path:
         view.goto(f"{address}/{'' if page == HOME else page}")
         view.locator(DRAWN).first.wait_for(timeout=PAINT_MILLISECONDS)
         view.locator('[data-testid="stApp"][data-test-script-state="notRunning"]').wait_for(timeout=PAINT_MILLISECONDS)
+        view.locator('[class*="st-key-cancel-"]').last.wait_for(state="detached", timeout=PAINT_MILLISECONDS)
         view.wait_for_timeout(1500)  # fonts and the last frame; there is no event for either
         target = FOLDER / f"{page}-{scheme}.png"
         view.screenshot(path=target)
