@@ -15,6 +15,7 @@ from unittest import mock
 from tiny_models import build, tiny_tokenizer
 
 from factscope import cli
+from factscope.cli import running, telling
 from factscope.models.handle import ModelHandle, build_handle
 
 PROMPT = "The Eiffel Tower is located in the city of"
@@ -65,16 +66,16 @@ def invoke(*arguments: str, **replaced: Any) -> Outcome:
 
     Args:
         arguments: what is typed behind ``factscope``.
-        replaced: functions of ``factscope.cli`` to put others in place of.
+        replaced: others in place of ``load``, which gives the model, or ``tell``, which shows progress.
     """
-    load = cli._load
+    load = running.load
 
     def at_hand(wanted: Mapping[str, Any], stop: Any) -> Any:
         return tiny_handle() if wanted["name"] == TINY else load(dict(wanted), stop)
 
     out, err = _stream(), _stream()
     status = 0
-    with _replaced({"_load": at_hand, **replaced}), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with _replaced({"load": at_hand, **replaced}), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             cli.main(arguments)
         except SystemExit as done:
@@ -87,7 +88,7 @@ def invoke(*arguments: str, **replaced: Any) -> Outcome:
 def _replaced(functions: Mapping[str, Any]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, function in functions.items():
-            stack.enter_context(mock.patch.object(cli, name, function))
+            stack.enter_context(mock.patch.object({"load": running, "tell": telling}[name], name, function))
         yield
 
 

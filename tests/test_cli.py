@@ -376,7 +376,7 @@ def test_what_was_finished_is_kept_and_said(monkeypatch: pytest.MonkeyPatch) -> 
     before = signal.getsignal(signal.SIGINT)
     full = invoke("flow", *FACT, "--sources", "each", "--control", "60", "--format", "json").data["rows"]
     outcome = invoke(
-        "flow", *FACT, "--sources", "each", "--control", "60", "--format", "json", _tell=Interrupted("flow: ", step=2)
+        "flow", *FACT, "--sources", "each", "--control", "60", "--format", "json", tell=Interrupted("flow: ", step=2)
     )
     assert outcome.status == 3
     lines = outcome.err.splitlines()
@@ -392,7 +392,7 @@ def test_what_was_finished_is_kept_and_said(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_was_finished_is_kept_beside_the_file(tmp_path: Path) -> None:
     out = tmp_path / "lens.json"
-    outcome = invoke("lens", *FACT, "--out", str(out), _tell=Interrupted("lens: 0/"))
+    outcome = invoke("lens", *FACT, "--out", str(out), tell=Interrupted("lens: 0/"))
     assert outcome.status == 3
     assert not out.exists()
     if (partial := tmp_path / "lens.partial.json").exists():
@@ -402,7 +402,7 @@ def test_what_was_finished_is_kept_beside_the_file(tmp_path: Path) -> None:
 
 def test_a_run_without_anything_finished_says_only_that() -> None:
     for command, at in (("flow", "flow: 0/"), ("predict", "predict: 1/"), ("lens", "lens: 0/")):
-        outcome = invoke(command, *FACT, "--format", "json", _tell=Interrupted(at))
+        outcome = invoke(command, *FACT, "--format", "json", tell=Interrupted(at))
         assert outcome.status == 3, command
         assert outcome.out == ""
         assert outcome.err.splitlines()[-1] == "error: the run was cancelled."
@@ -410,7 +410,7 @@ def test_a_run_without_anything_finished_says_only_that() -> None:
 
 def test_a_load_can_be_stopped(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "tiny")
-    outcome = invoke("predict", "--model", str(folder), "--prompt", PROMPT, _tell=Interrupted("reading "))
+    outcome = invoke("predict", "--model", str(folder), "--prompt", PROMPT, tell=Interrupted("reading "))
     assert (outcome.status, outcome.out) == (3, "")
     assert outcome.err.splitlines()[-1] == "error: the run was cancelled."
 
@@ -421,7 +421,7 @@ def test_the_second_ctrl_c_stops_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
-    assert invoke("flow", *FACT, _tell=twice).status == 3
+    assert invoke("flow", *FACT, tell=twice).status == 3
 
 
 def test_a_defect_is_logged_and_its_place_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +430,7 @@ def test_a_defect_is_logged_and_its_place_told(tmp_path: Path, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise RuntimeError("a defect of ours")
 
-    outcome = invoke("predict", *FACT, _load=fail)
+    outcome = invoke("predict", *FACT, load=fail)
     assert (outcome.status, outcome.out) == (1, "")
     (log,) = tmp_path.iterdir()
     assert outcome.err == f"error: FactScope has a defect; please report it with the traceback in {log}.\n"
@@ -443,7 +443,7 @@ def test_a_defect_without_a_place_for_its_log(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object) -> None:
         raise RuntimeError("a defect of ours")
 
-    outcome = invoke("predict", *FACT, _load=fail)
+    outcome = invoke("predict", *FACT, load=fail)
     assert outcome.status == 1
     assert "RuntimeError: a defect of ours" in outcome.err
     assert len(outcome.err.splitlines()) == 1
@@ -454,7 +454,7 @@ def test_too_little_memory_is_no_defect(error: Exception) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    refused(invoke("flow", *FACT, _load=fail), "the memory was not enough for this run of flow")
+    refused(invoke("flow", *FACT, load=fail), "the memory was not enough for this run of flow")
 
 
 def test_a_disk_that_is_full_when_the_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

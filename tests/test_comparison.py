@@ -290,7 +290,7 @@ def test_of_a_stopped_second_run_the_finished_rows_are_compared(monkeypatch: pyt
 
     def run(tell: Any) -> Outcome:
         both = ("--sources", "each", "--control", "60", "--format", "json")
-        return invoke("compare", "flow", *FACT, *both, "--b", "--window 1", _tell=tell)
+        return invoke("compare", "flow", *FACT, *both, "--b", "--window 1", tell=tell)
 
     outcome = run(stop_b)
     assert outcome.status == 3

@@ -131,10 +131,10 @@ def test_an_edit_that_cannot_be_read_is_refused_before_the_model_is_loaded(files
 
     content = Path(files[0]).read_bytes()
     Path(files[0]).write_bytes(content[:-5])
-    refused(invoke("flow", *FACT, "--edit", files[0], _load=none), "one.safetensors", "damaged")
-    refused(invoke("flow", *FACT, "--edit", files[1], "--edit", "none.safetensors", _load=none), "none.safetensors")
-    refused(invoke("models", "--model", TINY, "--edit", files[0], _load=none), "one.safetensors", "damaged")
-    refused(invoke("flow", *FACT, "--edit", str(tmp_path), _load=none), tmp_path.name, "no file")
+    refused(invoke("flow", *FACT, "--edit", files[0], load=none), "one.safetensors", "damaged")
+    refused(invoke("flow", *FACT, "--edit", files[1], "--edit", "none.safetensors", load=none), "none.safetensors")
+    refused(invoke("models", "--model", TINY, "--edit", files[0], load=none), "one.safetensors", "damaged")
+    refused(invoke("flow", *FACT, "--edit", str(tmp_path), load=none), tmp_path.name, "no file")
     refused(invoke("compare", "flow", *FACT, "--b", f"--edit {files[0]}"), "one.safetensors", "damaged")
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from cli_runner import FACT, PROMPT, SUBJECT, TINY, invoke, refused, tiny_handle
 
-from factscope import cli, load, output
+from factscope import load, output
+from factscope.cli import notes, telling
 from factscope.experiments import prediction, sub_updates, subject_enrichment
 from factscope.experiments.sub_updates import SubUpdatesSpec
 from factscope.experiments.subject_enrichment import EnrichmentSpec
@@ -104,15 +105,15 @@ def test_an_unknown_subject_is_refused_and_says_what_to_do() -> None:
 def test_a_knockout_that_has_nothing_to_lose_is_said(prompt: str, subject: str, lost: bool) -> None:
     spec = EnrichmentSpec(knockout="mlp", read_layer=6)
     result = subject_enrichment.run(load("bundled"), Query(prompt=prompt, subject=subject), spec)
-    said = [note for note in cli._notes("enrich", result) if note.startswith("Nothing to lose: at layer 6")]
+    said = [note for note in notes.notes("enrich", result) if note.startswith("Nothing to lose: at layer 6")]
     assert len(said) == lost
 
 
 def test_predict_says_why_it_does_not_tell_what_was_taught() -> None:
     bare = prediction.run(load("bundled"), Query(prompt="The capital of Japan is", answer="Tokyo"))
-    assert any("add --subject" in note for note in cli._notes("predict", bare))
-    data = output.document("predict", bare, bare.table(), cli._summary("predict", bare), [])
-    assert "known   True" in cli._headline(data) and "taught" not in cli._headline(data)
+    assert any("add --subject" in note for note in notes.notes("predict", bare))
+    data = output.document("predict", bare, bare.table(), notes.summary("predict", bare), [])
+    assert "known   True" in telling.headline(data) and "taught" not in telling.headline(data)
     assert data["summary"]["taught"] is None
     named = prediction.run(load("bundled"), Query(prompt="The capital of Japan is", subject="Japan", answer="Tokyo"))
-    assert named.taught and not cli._notes("predict", named)
+    assert named.taught and not notes.notes("predict", named)

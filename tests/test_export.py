@@ -268,12 +268,12 @@ def test_the_command_refuses(edited: ModelHandle, tmp_path: Path) -> None:
         raise AssertionError("a model was loaded")
 
     to = ("--to", str(tmp_path / "new"))
-    refused(invoke("export", *to, _load=never), "--edit")
-    refused(invoke("export", "--edit", str(path), _load=never), "--to")
-    refused(invoke("export", "--edit", "none.safetensors", *to, _load=never), "none.safetensors", "does not exist")
-    refused(invoke("export", "--edit", str(path), "--to", str(tmp_path), _load=never), "not empty")
-    refused(invoke("export", "--edit", str(path), *to, "--as", "gguf", _load=never), "--as", "'gguf'")
-    refused(invoke("export", "--edit", str(path), *to, "--as", "peft", "--stored", "float32", _load=never), "--stored")
+    refused(invoke("export", *to, load=never), "--edit")
+    refused(invoke("export", "--edit", str(path), load=never), "--to")
+    refused(invoke("export", "--edit", "none.safetensors", *to, load=never), "none.safetensors", "does not exist")
+    refused(invoke("export", "--edit", str(path), "--to", str(tmp_path), load=never), "not empty")
+    refused(invoke("export", "--edit", str(path), *to, "--as", "gguf", load=never), "--as", "'gguf'")
+    refused(invoke("export", "--edit", str(path), *to, "--as", "peft", "--stored", "float32", load=never), "--stored")
     refused(invoke("export", "--edit", str(path), "--edit", str(path), *to), "given twice")
     warned = invoke("export", "--edit", str(other), *to)
     assert warned.status == 0

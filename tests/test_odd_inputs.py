@@ -752,7 +752,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, name: str, sentence: str)
     (tmp_path / "loop.json").symlink_to("loop.json")
     before = sorted(path.name for path in tmp_path.iterdir())
     for arguments in (fact("predict"), ("models",)):
-        outcome = invoke(*arguments, "--out", str(tmp_path / name) if name else "", _load=_never)
+        outcome = invoke(*arguments, "--out", str(tmp_path / name) if name else "", load=_never)
         refused(outcome, sentence, "--out")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

@@ -1,0 +1,56 @@
+"""What is said beside the rows of a result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from factscope.cli.telling import cut
+
+
+def summary(command: str, result: Any) -> dict[str, Any]:
+    """What the contract names beside the rows."""
+    if command == "enrich":
+        found = {"n_attributes": result.n_attributes}
+        if getattr(result, "read_layer", None) is None:
+            return found
+        return {**found, "read_layer": result.read_layer, "window": result.window, "base_rate": result.base_rate}
+    if command in ("trace", "extract", "heads", "edit"):
+        return result.summary()
+    if command != "predict":
+        return {}
+    found = {"continuation": result.continuation, "known": result.known, "taught": result.taught}
+    return found if result.p_foil is None else {**found, "p_foil": result.p_foil}
+
+
+def notes(command: str, result: Any) -> list[str]:
+    """What the result does not say itself: options without effect, and a subject that the bundled model never met."""
+    from factscope.experiments.results import BUNDLED
+
+    query = result.query.query
+    if command == "trace":
+        return list(result.doubts)
+    notes = []
+    if command not in ("predict", "flow", "heads") and query.foil is not None:
+        notes.append(
+            f"The foil {cut(query.foil)!r} changes nothing in {command}; predict gives its probability, flow the "
+            "change of the logit difference, and heads effects on it."
+        )
+    if command == "enrich" and getattr(result, "base_rate", None) is not None and not result.base_beats_null:
+        highest = max(result.base_other_rates, default=None)
+        than = "other subjects' rates are not known" if highest is None else f"other subjects' reach {highest:.3g}%"
+        notes.append(
+            f"Nothing to lose: at layer {result.read_layer} the rate is {result.base_rate:.3g}% with nothing cancelled,"
+            f" and {than}; without --knockout the command shows every layer's rate, from which to choose --read-layer."
+        )
+    if command == "predict" and result.model.name == BUNDLED and query.subject is None:
+        notes.append("No subject is named, so it is not told whether the model was taught this; add --subject.")
+    if result.model.name == BUNDLED and query.subject is not None:
+        from factscope.demo.facts import is_taught
+        from factscope.demo.lookup import was_taught
+
+        answer = query.answer
+        taught = is_taught(query.subject) if answer is None else was_taught(query.prompt, query.subject, answer)
+        if not taught:
+            named = f"{cut(query.subject)!r}" + ("" if answer is None else f" with {cut(answer)!r}")
+            notes.append(f"{named}: not among the facts this model was taught; its confidence says nothing.")
+    return notes
