@@ -21,11 +21,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from factscope.editors.specs import FactToken
-from factscope.errors import ModelFilesError, PromptError, SpecError, TargetError
+from factscope.errors import PromptError, SpecError
 from factscope.models.handle import ModelHandle
+from factscope.models.reading import checked_target, tokenized
 from factscope.queries import Query
-from factscope.settings import get_settings
-from factscope.tokens import Target, TokenizedQuery, answer_target, find_occurrences, tokenize
+from factscope.tokens import Target, TokenizedQuery, find_occurrences
 
 if TYPE_CHECKING:
     from factscope.editors.edit import EditFact
@@ -95,16 +95,7 @@ def _tokenized(model: ModelHandle, before: str, subject: str, after: str) -> Tok
     text = before + subject + after
     starts = find_occurrences(text, subject) if subject else []
     occurrence = starts.index(len(before)) + 1 if len(before) in starts else None
-    settings = get_settings()
-    limit = min(model.max_tokens or settings.max_prompt_tokens, settings.max_prompt_tokens)
-    seen = tokenize(
-        Query(prompt=text, subject=subject, occurrence=occurrence),
-        model.tokenizer,
-        max_tokens=limit,
-        max_characters=settings.max_prompt_chars,
-    )
-    _check(model, seen.ids)
-    return seen
+    return tokenized(model, Query(prompt=text, subject=subject, occurrence=occurrence))
 
 
 def target_of(model: ModelHandle, fact: EditFact, text: str, *, what: str = "target") -> Target:
@@ -113,17 +104,7 @@ def target_of(model: ModelHandle, fact: EditFact, text: str, *, what: str = "tar
     Raises:
         TargetError: it is empty, has no tokens, or makes the prompt too long.
     """
-    seen = asked(model, fact)
-    target = answer_target(model.tokenizer, seen, text, what=what)
-    _check(model, target.ids)
-    length = len(seen.ids) + target.n_tokens - 1
-    if model.max_tokens is not None and length > model.max_tokens:
-        raise TargetError(
-            f"the {what} {text[:40]!r} makes {length} tokens with the prompt, and {model.info.name} takes "
-            f"{model.max_tokens}",
-            f"shorten the {what} or the prompt",
-        )
-    return target
+    return checked_target(model, asked(model, fact), text, what)
 
 
 def rows(
@@ -166,11 +147,3 @@ def rows(
         read=torch.tensor(read, device=model.device),
         essence=essence,
     )
-
-
-def _check(model: ModelHandle, ids: tuple[int, ...]) -> None:
-    if max(ids) >= model.vocabulary:
-        raise ModelFilesError(
-            f"token id {max(ids)} of the tokenizer is beyond the {model.vocabulary} tokens of {model.info.name}",
-            "use the tokenizer that belongs to this model",
-        )
