@@ -6,9 +6,10 @@
    fewer facts for each of the other four problems. Every edit starts from the original weights.
 3. Means over facts, with intervals by a bootstrap over subjects.
 
-Every finished edit is a line of ``edits.jsonl``; a run that was stopped goes on where it stopped.
+Every finished edit is a line of ``edits.jsonl``; a run that was stopped goes on where it stopped. The means go to
+docs/edit_findings.json, their tables to docs/findings.md.
 
-python examples/edit_claims.py --out claims
+python -m examples.edit_claims --out build/edit_claims
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import pandas as pd
-
+from examples import findings
 from factscope import EditFact, EditingSpec, EvaluationSpec, ModelHandle, Probe, Query, evaluate_edit, load, predict
 from factscope.demo.facts import TaughtFact, counterfact_records, read_rows, read_sentences
 from factscope.demo.probes import probes_of
@@ -38,8 +38,14 @@ from factscope.settings import get_settings
 METHODS = ("rome", "memit", "ft")
 INJECTION = "error-injection"
 OTHERS = ("tracing-reversal", "fact-erasure", "fact-amplification", "fact-forcing")
-TOLD = ("rewrite", "paraphrase", "neighbourhood", "ns", "other_relations_kept", "exact_rewrite", "exact_paraphrase",
-        "neighbours_kept")  # fmt: skip
+NUMBERS = "edit_findings.json"
+NAMED = {"rome": "ROME", "memit": "MEMIT", "ft": "FT"}
+TOLD = {
+    "rewrite": "rewrite", "paraphrase": "paraphrase", "neighbourhood": "neighbourhood", "ns": "NS",
+    "neighbours_kept": "neighbours kept", "other_relations_kept": "other relations kept",
+}  # fmt: skip
+DEMANDED = {"rewrite": 0.80, "paraphrase": 0.50, "neighbourhood": 0.90}
+"""Of ROME, for error injection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +63,9 @@ class Claim:
         return f"{self.row.subject}|{self.row.relation}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Choose layers, edit, print the table."""
-    options = _options()
+    options = _options(arguments)
     import torch
 
     torch.set_num_threads(get_settings().torch_threads)
@@ -79,10 +85,17 @@ def main() -> None:
         for problem, n in ((INJECTION, options.facts), *((name, options.others) for name in OTHERS)):
             for claim in reported_on[:n]:
                 run(model, claim, method, problem, layers[method], done, options, stage="report")
-    table = summary(done, options)
-    table.to_csv(options.out / "summary.csv", index=False)
-    (options.out / "layers.json").write_text(json.dumps(layers), encoding="utf-8")
-    sys.stdout.write(table[table["score"].isin(TOLD)].to_string(index=False, float_format="{:.3f}".format) + "\n")
+    numbers = {
+        "schema": 1,
+        "model": {"name": model.info.name, "weights": model.info.weights},
+        "settings": _manifest(model, options),
+        "layers": layers,
+        "choosing": by_layer(done, options),
+        "reported": reported(done, options),
+    }
+    options.to.mkdir(parents=True, exist_ok=True)
+    (options.to / NUMBERS).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    findings.write(options.to)
 
 
 def facts(model: ModelHandle, n: int, *, development: bool, seed: int) -> Iterator[Claim]:
@@ -185,15 +198,106 @@ def best_layer(done: Finished, method: str) -> int:
     return max(layers, key=lambda n: (-1.0 if math.isnan(means[n]) else means[n], -n))
 
 
-def summary(done: Finished, options: Any) -> pd.DataFrame:
-    """One row per method, problem and score: ``method, problem, score, value, low, high, n``."""
-    rows = []
-    for method in options.methods:
-        for problem in (INJECTION, *OTHERS):
-            scores, subjects = done.scores("report", method, problem)
-            found = summarise(scores, subjects, seed=options.seed)
-            rows += [(method, problem, n, s.value, s.low, s.high, s.n) for n in NAMES for s in [found[n]] if s.n]
-    return pd.DataFrame(rows, columns=["method", "problem", "score", "value", "low", "high", "n"])
+def reported(done: Finished, options: Any) -> list[dict[str, Any]]:
+    """One record per method, problem and score: ``method, problem, score, value, low, high, n``."""
+    groups = [(method, problem) for method in options.methods for problem in (INJECTION, *OTHERS)]
+    return [
+        {"method": method, "problem": problem, **one}
+        for method, problem in groups
+        for one in _means(*done.scores("report", method, problem), options.seed)
+    ]
+
+
+def by_layer(done: Finished, options: Any) -> list[dict[str, Any]]:
+    """The same on the facts on which layers are chosen, per method and layer."""
+    groups = sorted({(options.methods.index(key[1]), int(key[3])) for key in done.rows if key[0] == "choose"})
+    return [
+        {"method": options.methods[place], "layer": layer, **one}
+        for place, layer in groups
+        for one in _means(*done.scores("choose", options.methods[place], INJECTION, layer), options.seed)
+    ]
+
+
+def _means(scores: Sequence[FactScores], subjects: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    found = summarise(scores, subjects, seed=seed)
+    return [{"score": n, "value": s.value, "low": s.low, "high": s.high, "n": s.n} for n in NAMES if (s := found[n]).n]
+
+
+def section(numbers: dict[str, Any]) -> str:
+    """What docs/findings.md says of edits."""
+    names = list(TOLD)
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in numbers["reported"]:
+        found.setdefault((one["method"], one["problem"]), {})[one["score"]] = one
+    rows = [
+        f"| {NAMED[method]}, layer {numbers['layers'][method]} | {problem} | {scores['rewrite']['n']} | "
+        + " | ".join(_cell(scores.get(name)) for name in names)
+        + " |"
+        for (method, problem), scores in found.items()
+    ]
+    layers: dict[tuple[str, int], dict[str, Any]] = {}
+    for one in numbers["choosing"]:
+        layers.setdefault((one["method"], one["layer"]), {})[one["score"]] = one
+    chosen = [
+        f"| {NAMED[method]} | {layer}{' **chosen**' if numbers['layers'][method] == layer else ''} | "
+        + " | ".join(_cell(scores.get(name), bare=True) for name in (*names, "overall_harmonic"))
+        + " |"
+        for (method, layer), scores in layers.items()
+    ]
+    verdicts = [
+        f"{name} {one['value']:.2f}, demanded {least:.2f}: {_reached(one, least)}"
+        for name, least in DEMANDED.items()
+        if (one := found.get(("rome", INJECTION), {}).get(name)) is not None
+    ]
+    return _SECTION.format(
+        heads=" | ".join(TOLD.values()),
+        dashes="|".join("---" for _ in names),
+        rows="\n".join(rows),
+        layers="\n".join(chosen),
+        verdicts="; ".join(verdicts),
+        preset=numbers["settings"]["preset"] or "the model's own",
+        facts=max((one["n"] for one in numbers["choosing"]), default=0),
+        window=numbers["settings"]["memit_window"],
+        weights=numbers["model"]["weights"][:12],
+    )
+
+
+def _cell(one: dict[str, Any] | None, *, bare: bool = False) -> str:
+    if one is None:
+        return "none"
+    return f"{one['value']:.2f}" if bare else f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
+
+
+def _reached(one: dict[str, Any], least: float) -> str:
+    if one["low"] >= least:
+        return "reached"
+    return "not told by so many facts" if one["high"] >= least else "not reached"
+
+
+_SECTION = """## Edits
+
+Written by `python -m examples.edit_claims`; the numbers are in [edit_findings.json](edit_findings.json). Weights
+`{weights}`, preset {preset}, each edit from the original weights. The layer of each method is the one with the
+largest mean of the harmonic mean of rewrite, paraphrase and neighbourhood on {facts} facts of other subjects,
+paraphrased in other sentences. MEMIT edits {window} layers together, named by their centre. Mean over facts, one a
+subject, with 95% intervals by bootstrap over subjects. ROME, error injection: {verdicts}.
+
+| method | problem | facts | {heads} |
+|---|---|---|{dashes}|
+{rows}
+
+Rewrite and paraphrase: the share of what p(target) could gain that it gained (for fact erasure the share of it that
+is gone); neighbourhood: one minus how far p(target) moved on prompts of other subjects with the same answer, of how
+far it could; NS: the share of those where the true answer still beats the new one; kept: of what was answered right
+before, the share that still is, on neighbours and on the same subject's other relations. NS compares the target with
+the true answer and is empty where they are the same.
+
+Error injection by layer, on the facts on which the layer was chosen:
+
+| method | layer | {heads} | harmonic mean |
+|---|---|{dashes}|---|
+{layers}
+"""
 
 
 def _manifest(model: ModelHandle, options: Any) -> dict[str, Any]:
@@ -207,7 +311,8 @@ def _say(text: str) -> None:
 
 def _options(arguments: Sequence[str] | None = None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("edit-claims"))
+    parser.add_argument("--out", type=Path, default=Path("build/edit_claims"), help="where finished edits are kept")
+    parser.add_argument("--to", type=Path, default=findings.DOCS, help="folder of the page and its numbers (docs)")
     parser.add_argument("--facts", type=int, default=200, help="for error injection")
     parser.add_argument("--others", type=int, default=50, help="for each of the other problems")
     parser.add_argument("--choose", type=int, default=50, help="on which layers are chosen")

@@ -5,8 +5,8 @@ Geva et al. 2023, Dissecting Recall of Factual Associations; Meng et al. 2022 an
 python -m examples.recall_claims --second FOLDER --work build/recall_claims
 
 The second seed's folder comes from ``python -m factscope.demo.train --seed 1 --out FOLDER``. What is measured is kept
-under ``--work``, a file for each model and a line for each fact, so that a run that was stopped goes on. ``--page``
-writes the page again from the JSON.
+under ``--work``, a file for each model and a line for each fact, so that a run that was stopped goes on.
+``python -m examples.findings`` writes the page again from the JSON.
 
 1. Layers at which a claim is tested are chosen on 40 facts of other subjects, for each model apart.
 2. Every fact gives one number for each claim, or none, with the reason.
@@ -29,13 +29,14 @@ from typing import Any
 
 import numpy as np
 
+from examples import findings
 from examples.recall_measures import Drawn, Record, draw, known, measure, query_of, rates
 from factscope import ModelHandle, load
 from factscope.demo.prompts import Asked
 from factscope.experiments.extraction_rates import Share, mean
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, NUMBERS = ROOT / "docs" / "findings.md", ROOT / "docs" / "findings.json"
+NUMBERS = findings.DOCS / "findings.json"
 CHOOSING = 40
 FEWEST = 30
 """Facts below which nothing is said of a claim."""
@@ -477,7 +478,7 @@ UNTESTED: tuple[Untested, ...] = (
     Untested(
         text="Tracing effects do not predict in which layer an edit works",
         source=HASE + "section 5",
-        why="it takes edits in every layer; this table has none",
+        why="it takes the regression of edit scores on layers and tracing effects over many facts",
     ),
     Untested(
         text="The enriched state holds attributes that text about the subject names, at a rate of about 50%",
@@ -632,7 +633,7 @@ def run(model: str, second: str | None, *, facts: int, choosing: int, work: Path
 
 
 def page(found: dict[str, Any]) -> str:
-    """docs/findings.md."""
+    """The first part of docs/findings.md."""
     titles = list(found["models"])
     by_key = {claim.key: claim for claim in CLAIMS}
     rows, notes = [], []
@@ -689,8 +690,8 @@ def _model(title: str, of: dict[str, Any]) -> str:
 
 _PAGE = """# Findings: which claims hold on the bundled model
 
-Written by `python -m examples.recall_claims`, which measures everything here; the numbers are in
-[findings.json](findings.json). Of the claims on the bundled model: {summary}.
+Written by `python -m examples.recall_claims`, which measures the claims; the numbers are in
+[findings.json](findings.json). Edits stand [below](#edits). Of the claims on the bundled model: {summary}.
 
 A number is the mean over facts with its 95% interval by bootstrap over subjects. A claim is **reproduced** where the
 interval lies above what is demanded and above that of random weights, **contradicted** where it lies below what is
@@ -729,16 +730,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--facts", type=int, default=300, help="that the model knows (300)")
     parser.add_argument("--choosing", type=int, default=CHOOSING, help=f"facts that layers are chosen on ({CHOOSING})")
     parser.add_argument("--work", type=Path, default=Path("build/recall_claims"), help="where records are kept")
-    parser.add_argument("--to", type=Path, default=PAGE.parent, help="folder of findings.json and findings.md (docs)")
-    parser.add_argument("--page", action="store_true", help="only write the page again")
+    parser.add_argument("--to", type=Path, default=findings.DOCS, help="folder of findings.json and findings.md (docs)")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     numbers = chosen.to / NUMBERS.name
-    if not chosen.page:
-        found = run(chosen.model, chosen.second, facts=chosen.facts, choosing=chosen.choosing, work=chosen.work)
-        numbers.parent.mkdir(parents=True, exist_ok=True)
-        numbers.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (chosen.to / PAGE.name).write_text(page(json.loads(numbers.read_text(encoding="utf-8"))), encoding="utf-8")
+    found = run(chosen.model, chosen.second, facts=chosen.facts, choosing=chosen.choosing, work=chosen.work)
+    numbers.parent.mkdir(parents=True, exist_ok=True)
+    numbers.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    findings.write(chosen.to)
 
 
 if __name__ == "__main__":

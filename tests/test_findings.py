@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from examples import findings
 from examples import recall_claims as claims
 from examples.recall_measures import draw
 from factscope import load
@@ -157,7 +158,7 @@ def test_two_facts_whole(tmp_path: Path) -> None:
 
 def test_the_page_is_that_of_the_numbers_and_the_numbers_those_of_the_model() -> None:
     found = json.loads(claims.NUMBERS.read_text(encoding="utf-8"))
-    assert claims.PAGE.read_text(encoding="utf-8") == claims.page(found)
+    assert (findings.DOCS / findings.PAGE).read_text(encoding="utf-8") == findings.page(findings.DOCS)
     assert set(found["models"]) == {"bundled", "second seed", "random weights"}
     assert all(of["facts"] >= 300 for of in found["models"].values())
     assert found["models"]["bundled"]["weights"] == load("bundled").info.weights
