@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from examples import findings
+from examples import edit_claims, findings
 from examples import recall_claims as claims
 from examples.recall_measures import draw
 from factscope import load
@@ -139,6 +139,8 @@ def test_facts_for_choosing_share_no_subject_with_those_measured() -> None:
     assert [one.text for one in draw(2).measured[:9]] != [one.text for one in drawn.measured[:9]]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_facts_whole(tmp_path: Path) -> None:
     """The program itself, on few facts; a second run measures nothing again."""
     given = ["--facts", "2", "--choosing", "1", "--work", str(tmp_path / "work"), "--to", str(tmp_path)]
@@ -183,3 +185,20 @@ def test_readme_counts_the_claims() -> None:
     readme = (claims.ROOT / "README.md").read_text(encoding="utf-8")
     facts = {of["facts"] for of in json.loads(claims.NUMBERS.read_text(encoding="utf-8"))["models"].values()}
     assert f"{len(claims.CLAIMS)} claims" in readme and facts == {320} and "tested on 320 facts" in readme
+
+
+def test_edits_were_measured_on_the_model_that_ships_and_on_enough_facts() -> None:
+    found = json.loads((findings.DOCS / edit_claims.NUMBERS).read_text(encoding="utf-8"))
+    assert found["model"]["weights"] == load("bundled").info.weights
+    scores = {(one["method"], one["problem"], one["score"]): one for one in found["reported"]}
+    for method in edit_claims.METHODS:
+        assert scores[method, edit_claims.INJECTION, "rewrite"]["n"] == 200
+        assert all(scores[method, problem, "rewrite"]["n"] == 50 for problem in edit_claims.OTHERS)
+    for name, least in edit_claims.DEMANDED.items():
+        assert scores["rome", edit_claims.INJECTION, name]["low"] >= least, name
+    chosen = {(one["method"], one["layer"]): one["value"] for one in found["choosing"]
+              if one["score"] == "overall_harmonic"}  # fmt: skip
+    for method, layer in found["layers"].items():
+        assert chosen[method, layer] == max(value for (of, _), value in chosen.items() if of == method)
+    text = (findings.DOCS / findings.PAGE).read_text(encoding="utf-8")
+    assert "| ROME, layer 1 | error-injection | 200 | 0.93 [0.91, 0.95] |" in text
