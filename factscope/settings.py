@@ -1,12 +1,14 @@
 """Configuration: from the environment, and from a file that the environment names.
 
-Every field can be set as ``FACTSCOPE_<FIELD>``; ``FACTSCOPE_SETTINGS_FILE`` names a file of such lines. Nothing is
-remembered here: whoever needs a setting calls ``get_settings()`` or is handed the frozen object.
+Every field can be set as ``FACTSCOPE_<FIELD>``; ``FACTSCOPE_SETTINGS_FILE`` names a file of such lines. Whoever needs a
+setting calls ``get_settings()`` or is handed the frozen object. It is read anew when the environment or the file is
+another: reading takes milliseconds, and every prompt asks.
 """
 
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,6 +77,18 @@ def get_settings() -> Settings:
     file = os.environ.get(f"{PREFIX}SETTINGS_FILE") or None
     if file and not Path(file).is_file():
         raise SpecError(f"{PREFIX}SETTINGS_FILE={file[:80]!r} is not a file", "correct the variable or remove it")
+    state = Path(file).stat() if file else None
+    said = tuple(sorted((n, v) for n, v in os.environ.items() if n.upper().startswith(PREFIX) or n in _OF_DEFAULTS))
+    return _read(file, said, None if state is None else (state.st_mtime_ns, state.st_size), _default_threads())
+
+
+_OF_DEFAULTS = ("HOME", "XDG_CACHE_HOME")
+"""What defaults are made of, besides the processors."""
+
+
+@lru_cache(maxsize=8)
+def _read(file: str | None, said: tuple[tuple[str, str], ...], state: tuple[int, int] | None, threads: int) -> Settings:
+    """The settings of one environment, all of which is in the arguments."""
     try:
         return Settings(_env_file=file)  # type: ignore[call-arg]
     except UnicodeDecodeError:

@@ -903,6 +903,14 @@ def test_settings_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "s.env").write_text("FACTSCOPE_RENDERER=svg\n")
     monkeypatch.setenv("FACTSCOPE_SETTINGS_FILE", str(tmp_path / "s.env"))
     assert get_settings().renderer == "svg"
+    assert get_settings() is get_settings(), "every prompt asks: what has not changed is not read again"
+    (tmp_path / "s.env").write_text("FACTSCOPE_RENDERER=canvas\n")
+    assert get_settings().renderer == "canvas"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert get_settings().cache_dir == tmp_path / "factscope"
+    monkeypatch.delenv("FACTSCOPE_SETTINGS_FILE")
+    monkeypatch.delenv("FACTSCOPE_MAX_MODELS")
+    assert get_settings().max_models == 2
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,37 @@ def test_a_stopped_collection_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     resumed = read_file(model, again.path, 1).matrix
     assert matrix is not None and resumed is not None and torch.equal(resumed, matrix)
     assert [path.name for path in again.path.parent.iterdir()] == [again.path.name]
-    monkeypatch.setattr(collecting, "_add", None)
+    monkeypatch.setattr(collecting, "_keys", None)
     assert collecting.collect(model, wanted, (1,)) == (again,)
+
+
+def test_a_collection_that_stops_at_every_chance_comes_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, wanted, layers = handle(), corpus(20), (0, 2, 3)
+    whole = [read_file(model, one.path, one.layer).matrix for one in collecting.collect(model, wanted, layers)]
+    for one in stored():
+        collecting.remove(one.key)
+    monkeypatch.setattr("factscope.progress.STEP_SECONDS", 0.0)  # a chance before every block and every layer's sum
+    chances = 0
+
+    def stop_at(chance: int) -> bool:
+        left = iter(range(chance))
+
+        def stop(done: int, total: int, partial: Any) -> None:
+            if next(left, None) is None:
+                raise Cancelled
+
+        try:
+            collecting.collect(model, wanted, layers, progress=stop)
+        except Cancelled:
+            return False
+        return True
+
+    while not stop_at(chances := chances + 1):
+        assert not stored()
+    assert chances > 2 * len(layers)
+    parts = [read_file(model, one.path, one.layer).matrix for one in sorted(stored(), key=lambda one: one.layer)]
+    for one, other in zip(whole, parts, strict=True):
+        assert one is not None and other is not None and torch.equal(one, other)
 
 
 def test_keys_tell_models_layers_corpora_and_samples_apart() -> None:

@@ -272,7 +272,7 @@ class _Collection:
         self._model, self._corpus, self._layers = model.original, corpus, layers
         self._texts = _sample(corpus, n_texts, seed)
         self._sums = _zeros(model, layers)
-        self._tokens = self._done = 0
+        self._tokens = self._done = self._begun = 0
         names = "".join(key(model, layer, corpus, n_texts, seed) for layer in layers)
         self._place = folder() / f"{hashlib.sha256(names.encode()).hexdigest()[:16]}.partial"
 
@@ -284,8 +284,7 @@ class _Collection:
         saved = time.monotonic()
         try:
             while self._done < len(batches):
-                self._tokens += _add(self._model, batches[self._done], self._sums)
-                self._done += 1
+                self._add(batches[self._done], timed.step)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     self._keep()
                     saved = time.monotonic()
@@ -293,6 +292,18 @@ class _Collection:
         except BaseException:
             self._keep()
             raise
+
+    def _add(self, batch: Sequence[Sequence[int]], step: Callable[[], None]) -> None:
+        """One batch; if it is stopped between two layers, those that have it are counted and do not get it again."""
+        keys, counted = _keys(self._model, batch, self._layers, step)
+        while self._begun < len(self._layers):
+            step()
+            layer = self._layers[self._begun]
+            _sum_up(self._sums[layer], keys[layer])
+            self._begun += 1
+        self._begun = 0
+        self._done += 1
+        self._tokens += counted
 
     def save(self, layer: int, name: str) -> None:
         """The mean, with what it is of."""
@@ -314,7 +325,7 @@ class _Collection:
     def _keep(self) -> None:
         tensors = {str(layer): total.cpu() for layer, total in self._sums.items()}
         with suppress(SpecError):  # the reason for which it ends matters more
-            _write(self._place, tensors, {"tokens": self._tokens, "done": self._done})
+            _write(self._place, tensors, {"tokens": self._tokens, "done": self._done, "begun": self._begun})
 
     def _resume(self) -> None:
         """Where an earlier collection stopped; a file that cannot be read is none."""
@@ -322,12 +333,12 @@ class _Collection:
             with safe_open(self._place, framework="pt") as file:
                 told = json.loads(file.metadata()["factscope"])
                 found = {layer: file.get_tensor(str(layer)) for layer in self._layers}
-            done, tokens = int(told["done"]), int(told["tokens"])
+            done, begun, tokens = int(told["done"]), int(told["begun"]), int(told["tokens"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return
         if all(found[layer].shape == total.shape for layer, total in self._sums.items()):
             self._sums = {layer: found[layer].to(total) for layer, total in self._sums.items()}
-            self._done, self._tokens = done, tokens
+            self._done, self._begun, self._tokens = done, begun, tokens
 
 
 # ---------------------------------------------------------------------------------------------------- texts to sums
@@ -392,19 +403,35 @@ def _zeros(model: ModelHandle, layers: Sequence[int]) -> dict[int, Tensor]:
 
 def _add(model: ModelHandle, batch: Sequence[Sequence[int]], sums: dict[int, Tensor]) -> int:
     """Add a batch's ``k k'``; how many tokens were counted."""
+    keys, counted = _keys(model, batch, tuple(sums), lambda: None)
+    for layer, total in sums.items():
+        _sum_up(total, keys[layer])
+    return counted
+
+
+def _keys(
+    model: ModelHandle, batch: Sequence[Sequence[int]], layers: Sequence[int], step: Callable[[], None]
+) -> tuple[dict[int, Tensor], int]:
+    """The keys of a batch's counted tokens by layer, and how many they are; ``step`` is called before every block."""
     special = set(getattr(model.tokenizer, "all_special_ids", ()) or ())
     longest = max(map(len, batch))
     ids = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in batch], device=model.device)
     counted = torch.tensor([[i < len(row) and row[i] not in special for i in range(longest)] for row in batch])
-    plan = Plan(capture=frozenset(("neurons", layer) for layer in sums), stop_after=max(sums))
+    plan = Plan(
+        capture=frozenset(("neurons", layer) for layer in layers),
+        stop_after=max(layers),
+        enter=lambda layer, states: (step(), states)[1],
+    )
     with suppress(Stopped):
         model.original.forward(ids, plan, last=1)
-    for layer, total in sums.items():
-        found = plan.captured["neurons", layer].reshape(*ids.shape, -1)
-        keys = found[counted.to(found.device)]
-        keys = keys if keys.dtype == torch.float64 else keys.float()
-        total += (keys.T @ keys).to(total)
-    return int(counted.sum())
+    found = {layer: plan.captured["neurons", layer].reshape(*ids.shape, -1) for layer in layers}
+    return {layer: one[counted.to(one.device)] for layer, one in found.items()}, int(counted.sum())
+
+
+def _sum_up(total: Tensor, keys: Tensor) -> None:
+    """Add ``k k'`` of all keys."""
+    keys = keys if keys.dtype == torch.float64 else keys.float()
+    total += (keys.T @ keys).to(total)
 
 
 def _write(path: Path, tensors: dict[str, Tensor], told: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def edit(
     timed = Timed(progress)
     total = _steps(chosen, len(given), len(layers))
     timed(0, total, None)
-    tasks = [problems.task(model, fact, chosen) for fact in given]
+    tasks = [problems.task(model, fact, chosen, step=timed.step) for fact in given]
     run = _Run(model=model, tasks=tasks, layers=layers, timed=timed, total=total)
     if isinstance(chosen, RomeSpec):
         made = _rome(run, chosen)
@@ -202,7 +202,9 @@ def _rome(run: _Run, spec: RomeSpec) -> _Made:
             def step(steps: tuple[Step, ...], before: int = before, fact: int = fact, layer: int = layer) -> None:
                 run.timed(before + len(steps), run.total, Partial(fact=fact, layer=layer, steps=steps))
 
-            found = rome.rank_one(run.model, one, layer, templates, moments, spec, deltas=deltas, step=step)
+            found = rome.rank_one(
+                run.model, one, layer, templates, moments, spec, deltas=deltas, step=step, pause=run.timed.step
+            )
             deltas.append(found.delta)
             told.append({"fact": fact, "layer": layer, **_told_rank_one(found)})
             warnings += _doubts(one, layer, found)
@@ -266,7 +268,7 @@ def _memit(run: _Run, spec: MemitSpec) -> _Made:
         layer = None if sought else run.layers[done - n - 1]
         run.timed(at, run.total, Partial(fact=min(done, n - 1), layer=layer, steps=steps))
 
-    found = memit.spread(run.model, run.tasks, run.layers, templates, moments, spec, step=step)
+    found = memit.spread(run.model, run.tasks, run.layers, templates, moments, spec, step=step, pause=run.timed.step)
     deltas = tuple(layer.delta for layer in found.layers)
     values = [{"fact": fact, **_told_value(value)} for fact, value in enumerate(found.values)]
     layers = [
@@ -297,7 +299,7 @@ def _fine_tuning(run: _Run, spec: FineTuningSpec) -> _Made:
     def step(steps: tuple[Step, ...]) -> None:
         run.timed(len(steps), run.total, Partial(fact=0, layer=None, steps=steps))
 
-    found = fine_tuning.tune(run.model, run.tasks, run.layers, spec, step=step)
+    found = fine_tuning.tune(run.model, run.tasks, run.layers, spec, step=step, pause=run.timed.step)
     values = [{"stopped": "stop" if found.stopped else "steps", "steps": [asdict(one) for one in found.steps]}]
     largest = {delta.layer: float(delta.right.abs().max()) for delta in found.deltas}
     report = {"values": values, "largest_change": {str(layer): value for layer, value in largest.items()}}

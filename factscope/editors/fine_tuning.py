@@ -56,16 +56,18 @@ def tune(
     spec: FineTuningSpec,
     *,
     step: Callable[[tuple[Step, ...]], None] = lambda steps: None,
+    pause: Callable[[], None] = lambda: None,
 ) -> Tuned:
     """Train the change of some layers on some facts.
 
     Args:
         step: called after every evaluation of the loss; may raise to end it.
+        pause: the same, called between the facts.
 
     Raises:
         InputError: something of a fact or the spec cannot be used.
     """
-    runs = [_Run(model, one, layers, spec) for one in tasks]
+    runs = [_Run(model, one, layers, spec, pause) for one in tasks]
     weights = {layer: _zeros(model, runs[0], layer) for layer in layers}
     biases = {layer: weights[layer].new_zeros(weights[layer].shape[1]) for layer in layers} if spec.bias else {}
     parameters = [*weights.values(), *biases.values()]
@@ -76,7 +78,10 @@ def tune(
     steps: list[Step] = []
     quiet = 0
     for number in range(spec.steps):
-        nlls = [run.nll(_changes(weights, biases)) for run in runs]
+        nlls = []
+        for run in runs:
+            pause()
+            nlls.append(run.nll(_changes(weights, biases)))
         losses = [torch.exp(-nll) if erasing else nll for nll in nlls]
         loss = torch.stack([one.sum() for one in losses]).mean()
         steps.append(_told(number, loss, nlls, runs, weights))
@@ -99,7 +104,9 @@ def tune(
 class _Run:
     """One fact's prompt, recorded up to the first trained layer; in fact forcing so many noisy copies of it."""
 
-    def __init__(self, model: ModelHandle, one: Task, layers: Sequence[int], spec: FineTuningSpec) -> None:
+    def __init__(
+        self, model: ModelHandle, one: Task, layers: Sequence[int], spec: FineTuningSpec, pause: Callable[[], None]
+    ) -> None:
         copies = spec.rows if one.source is not None else 1
         rows = one.rows([PLAIN] * copies)
         self.noise: RowNoise | None = one.noise(rows)
@@ -108,7 +115,7 @@ class _Run:
         if self._compat:  # all of the target is scored where its first token is
             rows = replace(rows, read=rows.read[:, :1])
         self.rows = rows
-        self._suffix = Suffix(model, rows, min(layers), noise=self.noise, everywhere=True)
+        self._suffix = Suffix(model, rows, min(layers), noise=self.noise, everywhere=True, pause=pause)
 
     def nll(self, changes: dict[int, Added]) -> Tensor:
         """Of the target, one for each copy; summed over its tokens, or as ROME's code has it, their mean."""

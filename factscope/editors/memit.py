@@ -74,28 +74,34 @@ def spread(
     spec: MemitSpec,
     *,
     step: Callable[[int, tuple[Step, ...]], None] = lambda done, steps: None,
+    pause: Callable[[], None] = lambda: None,
 ) -> Spread:
     """The changes of some layers for some facts.
 
     Args:
         step: called with the number of facts and layers that are done, after every step; may raise to end it.
+        pause: the same, called between steps.
 
     Raises:
         InputError: something of a fact or the spec cannot be used.
         CapabilityError: what an MLP writes does not reach the stream linearly.
     """
-    times = {layer: _linear(model, layer) for layer in layers}
+    times = {}
+    for layer in layers:
+        times[layer] = _linear(model, layer)
+        pause()
     last = layers[-1]
     values, targets, prompts = [], [], []
     for number, task in enumerate(tasks):
-        value, goal = _goal(model, task, last, times[last], templates, spec, lambda s, n=number: step(n, s))
+        told = lambda steps, n=number: step(n, steps)  # noqa: E731
+        value, goal = _goal(model, task, last, times[last], templates, spec, told, pause)
         values.append(value)
         targets.append(goal)
         prompts.append(task.rows(templates, spec.fact_token))
     changes: list[LayerChange] = []
     for number, layer in enumerate(layers):
         deltas = [change.delta for change in changes]
-        keys, streams = _seen(model, tasks, prompts, layer, last, deltas)
+        keys, streams = _seen(model, tasks, prompts, layer, last, deltas, pause)
         missing = torch.stack(targets) - streams
         changes.append(_change(moments, spec, layer, keys, missing, len(layers) - number, times[layer]))
         step(len(tasks) + number + 1, ())
@@ -121,14 +127,17 @@ def _goal(
     templates: Sequence[str],
     spec: MemitSpec,
     step: Callable[[tuple[Step, ...]], None],
+    pause: Callable[[], None],
 ) -> tuple[Value, Tensor]:
     """z of one fact, in float64; delta is measured in the stream."""
     rows = task.rows(templates, spec.fact_token, essence=True)
     noise = task.noise(rows)
+    pause()
     seen = read(model, rows, (layer,), noise=noise)[layer]
+    pause()
     written = seen.outputs[0] * times
     found = optimise(
-        Suffix(model, rows, layer, multiplier=times, noise=noise),
+        Suffix(model, rows, layer, multiplier=times, noise=noise, pause=pause),
         task.target.ids,
         spec,
         first=seen.stream[0],
@@ -147,10 +156,12 @@ def _seen(
     layer: int,
     last: int,
     deltas: Sequence[WeightDelta],
+    pause: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
     """K [d_in, fact], and the last layer's output on each plain prompt [fact, d_model]."""
     keys, streams = [], []
     for task, rows in zip(tasks, prompts, strict=True):
+        pause()
         seen = read(model, rows, sorted({layer, last}), deltas=deltas, noise=task.noise(rows))
         found = seen[layer].keys.double()
         others = found[1:] if len(found) > 1 else found

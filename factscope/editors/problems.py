@@ -19,7 +19,7 @@ makes the model repeat the prompt, and gives prompts of twelve tokens no new tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,8 +72,11 @@ class Task:
         return RowNoise(self.source, seen.subjects, seed=self.spec.seed, fresh=self.spec.noise_at == "compat")
 
 
-def task(model: ModelHandle, fact: EditFact, spec: ProblemSpec) -> Task:
+def task(model: ModelHandle, fact: EditFact, spec: ProblemSpec, *, step: Callable[[], None] = lambda: None) -> Task:
     """What a problem makes of a fact.
+
+    Args:
+        step: called between forwards; may raise to end it.
 
     Raises:
         InputError: the fact's prompt, subject or target cannot be used.
@@ -83,9 +86,10 @@ def task(model: ModelHandle, fact: EditFact, spec: ProblemSpec) -> Task:
         raise SpecError(f"problem {spec.problem!r} is unknown", f"choose one of {', '.join(PROBLEMS)}")
     if spec.noise_at not in ("aligned", "compat"):
         raise SpecError(f"noise at {spec.noise_at!r} is unknown", "choose aligned or compat")
+    step()
     noisy = spec.problem in ("tracing-reversal", "fact-forcing")
     source = noise_source(model, spec.noise) if noisy else None
-    text, answer, said = _target(model, fact, spec, source)
+    text, answer, said = _target(model, fact, spec, source, step)
     target = target_of(model, fact, text)
     if spec.problem == "error-injection" and answer is not None and _alike(text, answer):
         raise TargetError(
@@ -104,7 +108,7 @@ def task(model: ModelHandle, fact: EditFact, spec: ProblemSpec) -> Task:
 
 
 def _target(
-    model: ModelHandle, fact: EditFact, spec: ProblemSpec, source: NoiseSource | None
+    model: ModelHandle, fact: EditFact, spec: ProblemSpec, source: NoiseSource | None, step: Callable[[], None]
 ) -> tuple[str, str | None, tuple[str, ...]]:
     """Target, true answer, and what is to be said of them."""
     own = _first_choice(model, fact)
@@ -122,7 +126,7 @@ def _target(
     if spec.problem != "tracing-reversal":
         return answer, answer, named
     assert source is not None
-    text = _noised_text(model, fact, spec, source)
+    text = _noised_text(model, fact, spec, source, step)
     same = (f"The noised prompt gives the true answer {answer.strip()!r} too.",) if _alike(text, answer) else ()
     return text, answer, (*named, *same)
 
@@ -137,7 +141,9 @@ def _is_first_choice(model: ModelHandle, fact: EditFact, target: Target) -> bool
     return model.forward(ids, last=target.n_tokens)[0].argmax(dim=-1).tolist() == list(target.ids)
 
 
-def _noised_text(model: ModelHandle, fact: EditFact, spec: ProblemSpec, source: NoiseSource) -> str:
+def _noised_text(
+    model: ModelHandle, fact: EditFact, spec: ProblemSpec, source: NoiseSource, step: Callable[[], None]
+) -> str:
     """What the model goes on with once the subject is noised; with the prompt before it where that is asked for."""
     seen = asked(model, fact)
     assert seen.subject is not None
@@ -146,7 +152,9 @@ def _noised_text(model: ModelHandle, fact: EditFact, spec: ProblemSpec, source: 
     room = REVERSAL_TOKENS - len(seen.ids)
     limit = max(1, room) if spec.strip_prompt else max(0, room)
     sampling = Sampling(top_k=min(REVERSAL_TOP_K, model.vocabulary), seed=spec.seed)
-    found = continue_prompt(model, seen.ids, limit, sampling=sampling, noise=noise, sentence=spec.strip_prompt)[0]
+    found = continue_prompt(
+        model, seen.ids, limit, sampling=sampling, noise=noise, sentence=spec.strip_prompt, step=step
+    )[0]
     if not spec.strip_prompt:
         return model.tokenizer.decode([*seen.ids, *found.ids], skip_special_tokens=True)
     text = found.text.strip()

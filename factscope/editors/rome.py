@@ -66,22 +66,27 @@ def rank_one(
     *,
     deltas: Sequence[WeightDelta] = (),
     step: Callable[[tuple[Step, ...]], None] = lambda steps: None,
+    pause: Callable[[], None] = lambda: None,
 ) -> RankOne:
     """The change of one layer for one fact.
 
     Args:
         deltas: edits that are in place already.
         step: called after every step of the optimisation; may raise to end it.
+        pause: the same, called between what comes before and behind it.
 
     Raises:
         InputError: something of the fact or the spec cannot be used.
     """
     rows = task.rows(templates, spec.fact_token, essence=True)
     noise = task.noise(rows)
+    pause()
     times = multiplier(model, layer, deltas)
+    pause()
     seen = read(model, rows, (layer,), deltas=deltas, noise=noise)[layer]
     keys, outputs = seen.keys[:-1].double(), seen.outputs[:-1].double()
-    suffix = Suffix(model, rows, layer, multiplier=times, deltas=deltas, noise=noise)
+    pause()
+    suffix = Suffix(model, rows, layer, multiplier=times, deltas=deltas, noise=noise, pause=pause)
     found = optimise(
         suffix,
         task.target.ids,
@@ -91,6 +96,7 @@ def rank_one(
         objective=task.objective,
         step=step,
     )
+    pause()
     value = outputs[0] + found.delta.double()
     made_of, key, output = _chosen(spec.key_mode, keys, outputs)
     direction = moments.solve(layer, made_of)

@@ -72,6 +72,7 @@ class Suffix:
         deltas: edits under which everything runs.
         noise: of the embeddings, if there is any.
         everywhere: the change is not at the edited tokens alone, so that every position is computed.
+        pause: called between forwards; may raise to end it.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Suffix:
         deltas: Sequence[WeightDelta] = (),
         noise: RowNoise | None = None,
         everywhere: bool = False,
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._model, self._rows, self._layer = model, rows, layer
         self._noise, self._overlay = noise, overlay(deltas)
@@ -94,10 +96,12 @@ class Suffix:
         self._multiplier = multiplier or 1.0
         self._start = (layer + self._behind) if self._resumes else 0
         states, keys, values = self._record(cached) if self._resumes else (None, (), ())
+        pause()
         if states is not None and states.dim() != 3:
             self._resumes = self._behind = False
             self._start, states, keys, values = 0, None, (), ()
         together = self._together(states, keys, values) if cached and states is not None and keys else None
+        pause()
         if together is not None:
             self._groups = [together]
             return
