@@ -388,7 +388,7 @@ def _row(panel: Panel, sides: Sequence[Side]) -> None:
     found: list[Snapshot | None] = []
     for column, name, ending, side in zip(columns[:2], "AB", (runs.OF_A, ""), sides, strict=True):
         with column:
-            line = panels.heading(f"{panel.heading}: {name}", panel.method)
+            line = panels.heading(f"{panel.heading}: {name}{_state_of(side, sides)}", panel.method)
             passes = panel.passes(side.view, side.prediction)
             slot, model = f"{panel.slot}{ending}", side.view.model
             found.append(
@@ -408,6 +408,13 @@ def _row(panel: Panel, sides: Sequence[Side]) -> None:
                 _figure(panel, name, shown, seen, code, point=panel.point and same)
     with columns[2], messages.caught():
         _difference(panel, sides, found)
+
+
+def _state_of(side: Side, sides: Sequence[Side]) -> str:
+    """In which weights a side is, where the two differ in that."""
+    if len({one.view.model.edits for one in sides}) == 1:
+        return ""
+    return ", edited" if side.view.model.edits else ", original"
 
 
 def _drawn(panel: Panel, result: Any, side: Side) -> Figure:

@@ -29,12 +29,19 @@ def theme() -> Any:
 
 def caption(result: Any, *more: str) -> str:
     """Model, revision, prompt and parameters, for the figure and its exports."""
-    info, query = result.model, result.query.query
-    who = f"{info.name}@{info.revision}, {info.dtype}, weights {info.weights}"
+    query = result.query.query
+    return "\n".join([_who(result.model), f"{query.prompt} → {result.target.text.strip()}", *more])
+
+
+def _who(info: Any) -> str:
+    """The model and its weight state; that it is the original one is said where an edited one is shown too."""
     view = state.view()
-    edited = stack.described(info.weights, view.model, *([] if view.a is None else [view.a.model]))
-    who += f", edited: {edited}" if edited else ""
-    return "\n".join([who, f"{query.prompt} → {result.target.text.strip()}", *more])
+    choices = [view.model, *([] if view.a is None else [view.a.model])]
+    edited = stack.described(info.weights, *choices)
+    original = ", original weights" if any(choice.edits for choice in choices) else ""
+    return f"{info.name}@{info.revision}, {info.dtype}, weights {info.weights}" + (
+        f", edited: {edited}" if edited else original
+    )
 
 
 def scored(result: Any, *, lens: bool = False) -> str:
@@ -672,11 +679,7 @@ def head_sources(result: Any, layer: int, head: int, unnamed: str = "") -> Figur
 
 def attention_pattern(result: Any, target: Any, head: int) -> Figure:
     """Where one head looks, from every token."""
-    info, query = result.model, result.query.query
-    who = f"{info.name}@{info.revision}, {info.dtype}, weights {info.weights}"
-    view = state.view()
-    edited = stack.described(info.weights, view.model, *([] if view.a is None else [view.a.model]))
-    who += f", edited: {edited}" if edited else ""
+    who, query = _who(result.model), result.query.query
     name = f"layer {result.spec.layer}, head {head}"
     return charts.attention_pattern(
         charts.token_rows(result.query.tokens),

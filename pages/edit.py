@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from dashboard import editing, figures, messages, panels, parts, probes, requests, runs, state, weights
+from dashboard import editing, figures, flow_of_edit, messages, panels, parts, probes, requests, runs, state, weights
 from dashboard.link import MAX_NAME, layers, layers_text
 
 METHODS = {"rome": "ROME", "memit": "MEMIT", "ft": "FT"}
@@ -115,6 +115,8 @@ def _after(entry: Any, found: Any) -> None:
     line = panels.heading(f"Edit {entry.number}: before and after", "edit")
     with line:
         st.caption(f"p(new) is of {', '.join(editing.targets(evaluation))}", width="content")
+    with messages.caught():
+        flow_of_edit.show(entry.edit)
     with messages.caught():
         probes.scores(evaluation)
         probes.show(evaluation)

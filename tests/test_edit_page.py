@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,93 @@ def test_what_cannot_be_done_is_said(open_page: Callable[..., AppTest]) -> None:
         time.sleep(0.3)
         same.run()
     assert "Original weights" in badge(same)
+
+
+def test_the_changed_fact_is_followed_on_any_page_one_click_after_apply(open_page: Callable[..., AppTest]) -> None:
+    at = apply(open_page(**JAPAN, **SET), "Rome")
+    at.button(key="edit-flow-flow").click().run()
+    at.switch_page(str(ROOT / "pages" / "flow.py"))
+    settle(at.run())
+    view = at.session_state["factscope-view"]
+    assert view.fact.answer == view.a.fact.answer == "Rome"
+    assert view.model.edits and not view.a.model.edits
+    assert "The edited model knows this: “Rome”" in said(at), "what an edit put in is no untaught answer"
+    assert "weights (original | ROME, layer 1)" in said(at)
+    headings = [m.value for m in at.markdown]
+    for place in ("**One token at a time: A, original**", "**One token at a time: B, edited**"):
+        assert place in headings
+    for page in ("flow", "fact", "lens", "heads", "trace"):
+        at.switch_page(str(ROOT / "pages" / f"{page}.py"))
+        settle(at.run())
+        drawn = charts_of(at)
+        assert len(drawn) >= 6, page
+        (_, a), (_, b), (_, difference) = drawn[:3]
+        assert not a.equals(b) and len(difference), page
+        assert "EDITED" in badge(at)
+    notes = said(at)
+    assert "p(Rome) is" in notes, "the trace of the edited weights is about the new answer, and names its place"
+    assert "No place is named, since the model was taught Tokyo here" in notes, "in the original ones nobody knows it"
+
+
+def test_each_side_may_be_asked_for_its_own_answer(open_page: Callable[..., AppTest]) -> None:
+    at = apply(open_page(**JAPAN, **SET), "Rome")
+    at.button_group(key="edit-follow").set_value("own").run()
+    at.button(key="edit-flow-trace").click().run()
+    at.switch_page(str(ROOT / "pages" / "trace.py"))
+    settle(at.run())
+    view = at.session_state["factscope-view"]
+    assert (view.a.fact.answer, view.fact.answer, view.flow.measure) == ("Tokyo", "Rome", "percent")
+    assert "p(Tokyo) is" in said(at) and "p(Rome) is" in said(at)
+
+
+def test_there_is_no_room_for_an_edit_beyond_the_quota(
+    open_page: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = stack.Stacks(each=1024, in_all=10**6)
+    monkeypatch.setattr(stack, "stacks", lambda: small)
+    at = open_page(**JAPAN, **SET, **{"new-answer": "Rome"})
+    at.button(key="edit-apply").click().run()
+    deadline = time.monotonic() + 120
+    while "that one visitor may use are taken" not in said(at):
+        assert time.monotonic() < deadline, said(at)
+        time.sleep(0.3)
+        at.run()
+    assert "This edit takes" in said(at) and "undo an edit, or edit fewer layers" in said(at)
+    assert "Original weights" in badge(at)
+    assert not small.of(at.session_state["visitor-without-cookie"]).entries()
+
+
+def test_a_guessed_key_gives_nothing_whatever_it_is_put_into(open_page: Callable[..., AppTest], edit: Edit) -> None:
+    owner = with_edit(open_page(**JAPAN), edit)
+    settle(owner.run())
+    assert "EDITED" in badge(owner)
+    plain = chip(open_page(**JAPAN))
+    of_a = {f"a.{name}": value for name, value in JAPAN.items()}
+    for params in ({"edits": edit.key}, {"edits": edit.key, "a": "1", **of_a}, {"a": "1", "a.edits": edit.key, **of_a}):
+        for page in ("fact", "edit"):
+            at = open_page(page, **JAPAN, **params)
+            assert chip(at) == plain
+            assert "Original weights" in badge(at)
+            assert edit.key in said(at), "that the edit is missing is said"
+            assert at.session_state["factscope-view"].model.edits == ()
+            pinned = at.session_state["factscope-view"].a
+            assert pinned is None or pinned.model.edits == ()
+
+
+def test_what_the_process_shares_holds_no_edit_that_a_stranger_could_reach(
+    open_page: Callable[..., AppTest], edit: Edit
+) -> None:
+    """Results on edited weights are kept under keys that only a stack with the edit may ask for."""
+    owner = with_edit(open_page("flow", **JAPAN), edit)
+    owner.switch_page(str(ROOT / "pages" / "flow.py"))
+    settle(owner.run())
+    kept = runs.executor()._results
+    assert any(getattr(getattr(one, "model", None), "weights", "") != edit.model.weights for one in kept.values())
+    stranger = open_page("flow", **JAPAN)
+    stranger.session_state["factscope-view"] = replace(
+        stranger.session_state["factscope-view"], model=ModelChoice(edits=(edit.key,))
+    )
+    settle(stranger.run())
+    assert "Original weights" in badge(stranger)
+    assert stranger.session_state["factscope-view"].model.edits == ()
+    assert chip(stranger) != chip(owner)

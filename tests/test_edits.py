@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from factscope.editors.edit import Edit, EditedModel, EditFact, weight_state, with_edits
+from factscope.editors.edit import Edit, EditedModel, EditFact, put_in, weight_state, with_edits
 from factscope.errors import Cancelled, CapabilityError, EditError, PromptError, SpecError, SubjectError
 from factscope.experiments import (
     attention_knockout,
@@ -585,3 +585,13 @@ def test_a_fact_says_where_its_subject_stands() -> None:
     with pytest.raises(SubjectError, match="empty"):
         EditFact(prompt="{} is", subject="  ")
     assert EditedModel.of(with_edits(family("gpt2")[1], some_edits("gpt2"))) == EditedModel.of(family("gpt2")[1])
+
+
+def test_what_an_edit_put_in_is_the_answer_and_what_it_erased_is_not() -> None:
+    fact = EditFact(prompt="{} is in", subject="the Eiffel Tower", target="Rome", answer="Paris")
+    made = replace(some_edits("gpt2")[0], facts=(fact,))
+    assert put_in([made], "Eiffel  tower", "rome") and put_in([made], "Eiffel Tower", None)
+    assert not put_in([made], "Eiffel Tower", "Paris")
+    assert not put_in([made], "Tower", "Rome")
+    assert not put_in([], "Eiffel Tower", "Rome")
+    assert not put_in([replace(made, problem="fact-erasure")], "Eiffel Tower", "Rome")

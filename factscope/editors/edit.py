@@ -184,6 +184,23 @@ def with_edits(model: ModelHandle, edits: Sequence[Edit]) -> ModelHandle:
     )
 
 
+def put_in(edits: Sequence[Edit], subject: str, answer: str | None) -> bool:
+    """Whether an edit made this the answer about a subject, both in any case; without an answer, any answer.
+
+    What an edit erases it does not put in.
+    """
+    return any(
+        _plain(fact.subject) == _plain(subject) and (answer is None or _plain(fact.target) == _plain(answer))
+        for edit in edits
+        if edit.problem != "fact-erasure"
+        for fact in edit.facts
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold().removeprefix("the ")
+
+
 def weight_state(model: ModelHandle, edits: Sequence[Edit]) -> str:
     """The fingerprint of a model as loaded with edits on; without any, of its weights."""
     return fingerprint(model.original.info.weights, edits)

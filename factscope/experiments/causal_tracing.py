@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from factscope import measures
+from factscope.editors.edit import put_in
 from factscope.errors import SpecError, SubjectError
 from factscope.experiments.replaced_subject import with_subject
 from factscope.experiments.results import (
@@ -383,11 +384,13 @@ class _Grid:
 
 
 def _taught(model: ModelHandle, query: TokenizedQuery) -> bool | None:
-    """Was the bundled model taught this fact; without an answer, anything about the subject."""
+    """Was the bundled model taught this fact, or edited to say it; without an answer, anything about the subject."""
     subject, answer = query.subject_text, query.query.answer
     if model.info.name != BUNDLED or subject is None:
         return None
     from factscope.demo.facts import is_taught
     from factscope.demo.lookup import was_taught
 
+    if put_in(model.edits, subject, answer):
+        return True
     return is_taught(subject) if answer is None else was_taught(query.query.prompt, subject, answer)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from factscope import measures
+from factscope.editors.edit import put_in
 from factscope.errors import SpecError
 from factscope.experiments.results import (
     BUNDLED,
@@ -69,7 +70,8 @@ class Prediction:
         log_odds: of the scored tokens, in nats.
         continuation: greedy, cut at the end of the sentence.
         known: the whole answer is the argmax; None where no answer was given.
-        taught: bundled model only: is this among the facts it was taught; None for other models.
+        taught: bundled model only: is this among the facts it was taught, or did an edit that is on put it in; None
+            for other models.
     """
 
     spec: PredictionSpec
@@ -181,4 +183,4 @@ def _taught(model: ModelHandle, query: TokenizedQuery, continuation: str) -> boo
     from factscope.demo.lookup import was_taught
 
     answer = query.query.answer or continuation.strip().rstrip(".!?")
-    return was_taught(query.query.prompt, subject, answer)
+    return was_taught(query.query.prompt, subject, answer) or put_in(model.edits, subject, answer)

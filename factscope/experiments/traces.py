@@ -89,7 +89,7 @@ class TraceResult:
             computed yet.
         rank: of the target's first token in the plain run, from 1.
         known: whether the whole answer is the model's first choice, token by token; None where no answer was named.
-        taught: bundled model alone: was it taught this fact; None for others.
+        taught: bundled model alone: was it taught this fact, or edited to say it; None for others.
     """
 
     spec: TraceSpec
