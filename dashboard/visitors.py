@@ -1,8 +1,9 @@
 """Who is asking: a random cookie, so that a visitor's edits find their way back to him and to nobody else.
 
 The cookie is set with the page itself, before the page's socket is opened, and is no secret of anybody else: 256 random
-bits, not readable by scripts, sent to this server alone. It holds no data. Without cookies (or in a test without a
-browser) a session is a visitor of its own, until it ends.
+bits, not readable by scripts, sent to this server alone. It holds no data. An answer that sets it is whole and may be
+stored nowhere: a proxy that kept it would hand one visitor's cookie to the next. Without cookies (or in a test without
+a browser) a session is a visitor of its own, until it ends.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ COOKIE = "factscope-visitor"
 _VALUE = re.compile(r"[A-Za-z0-9_-]{43}")
 _SECONDS = 30 * 24 * 3600
 _OWN = "visitor-without-cookie"
+_IF_CHANGED = (b"if-none-match", b"if-modified-since")
 
 
 class VisitorCookie:
@@ -39,11 +41,15 @@ class VisitorCookie:
         async def with_cookie(message: Any) -> None:
             if message["type"] == "http.response.start" and _is_page(message):
                 secure = "; Secure" if scope.get("scheme") == "https" else ""
+                others = [(name, one) for name, one in message["headers"] if name.lower() != b"cache-control"]
                 value = f"{COOKIE}={secrets.token_urlsafe(32)}; Path=/; Max-Age={_SECONDS}; HttpOnly; SameSite=Lax"
-                message = {**message, "headers": [*message["headers"], (b"set-cookie", f"{value}{secure}".encode())]}
+                cookie = (b"set-cookie", f"{value}{secure}".encode())
+                message = {**message, "headers": [*others, (b"cache-control", b"no-store"), cookie]}
             await send(message)
 
-        await self._app(scope, receive, with_cookie)
+        # A page that the browser still has would come back as "not modified", and without a cookie.
+        asked = [(name, value) for name, value in scope["headers"] if name.lower() not in _IF_CHANGED]
+        await self._app({**scope, "headers": asked}, receive, with_cookie)
 
 
 def _of(scope: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Any
 
 import pytest
@@ -156,23 +157,51 @@ def test_layers_are_read(text: str, found: tuple[int, ...] | None) -> None:
 # -------------------------------------------------------------------------------------------------------- the cookie
 
 
-def answer(cookie: str | None, content_type: str = "text/html; charset=utf-8", scheme: str = "http") -> list[str]:
-    """The cookies that a browser is given."""
+def heads(cookie: str | None, content_type: str = "text/html; charset=utf-8", scheme: str = "http") -> list[Any]:
+    """The head of an answer, from a server that says "not modified" to a browser that has the page."""
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type.encode())]}
-        )
+        known = any(name.startswith(b"if-") for name, _ in scope["headers"])
+        given = [] if known else [(b"content-type", content_type.encode())]
+        head = [*given, (b"Cache-Control", b"no-cache"), (b"etag", b"1")]
+        await send({"type": "http.response.start", "status": 304 if known else 200, "headers": head})
         await send({"type": "http.response.body", "body": b""})
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [] if cookie is None else [(b"cookie", cookie.encode())]
+    headers = [(b"If-None-Match", b"1"), (b"if-modified-since", b"today"), (b"accept", b"*/*")]
+    headers += [] if cookie is None else [(b"cookie", cookie.encode())]
     scope = {"type": "http", "method": "GET", "headers": headers, "scheme": scheme}
     asyncio.run(visitors.VisitorCookie(app)(scope, None, send))
-    return [value.decode() for name, value in sent[0]["headers"] if name == b"set-cookie"]
+    return sent[0]["headers"]
+
+
+def answer(cookie: str | None, content_type: str = "text/html; charset=utf-8", scheme: str = "http") -> list[str]:
+    """The cookies that a browser is given."""
+    head = heads(cookie, content_type, scheme)
+    return [value.decode() for name, value in head if name == b"set-cookie"]
+
+
+def test_a_browser_that_has_the_page_but_no_cookie_gets_both_and_no_cache_keeps_them() -> None:
+    """What a shared cache kept would be one visitor's cookie in the hands of the next."""
+    head = heads(None)
+    assert [value for name, value in head if name.lower() == b"cache-control"] == [b"no-store"]
+    assert any(name == b"set-cookie" for name, _ in head) and (b"etag", b"1") in head
+    known = heads(answer(None)[0].split(";")[0])
+    assert [value for name, value in known if name.lower() == b"cache-control"] == [b"no-cache"]
+    assert not any(name == b"content-type" for name, _ in known), "a browser with its cookie is told: not modified"
+
+
+def test_the_cookie_is_random_and_long() -> None:
+    values = {answer(None)[0].split(";")[0].removeprefix(f"{visitors.COOKIE}=") for _ in range(200)}
+    assert len(values) == 200
+    assert all(visitors._VALUE.fullmatch(value) for value in values)
+    bits = [base64.urlsafe_b64decode(f"{value}=") for value in values]
+    assert {len(one) for one in bits} == {32}, "256 bits"
+    for byte in range(32):
+        assert len({one[byte] for one in bits}) > 60, "no byte is a counter or a constant"
 
 
 def test_a_page_gives_a_new_browser_its_own_random_cookie() -> None:
