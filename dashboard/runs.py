@@ -193,14 +193,17 @@ def again(slot: str) -> None:
 
 
 def do(slot: str, key: str, work: Work) -> Snapshot:
-    """The state of any work, started now if it is not under way. Waits a moment, so that quick results come at once."""
+    """The state of any work, started now if it is not under way. Waits a moment, so that quick results come at once.
+
+    An edit is none of them: its progress and its Cancel are what comes at once.
+    """
     visitor = _visitor().id
     repeat = slot in st.session_state.get(_AGAIN, ())
     if repeat:
         st.session_state[_AGAIN].discard(slot)
     found = executor().submit(visitor, slot, key, work, again=repeat)
     left = (_PATIENCE_READING if slot == "reading" else _PATIENCE) - st.session_state.get(_SPENT, 0.0)
-    if not found.finished and left > 0.01:
+    if not found.finished and left > 0.01 and slot != APPLY:
         began = time.monotonic()
         found = executor().wait(visitor, slot, left) or found
         st.session_state[_SPENT] = st.session_state.get(_SPENT, 0.0) + time.monotonic() - began
