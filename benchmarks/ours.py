@@ -72,14 +72,26 @@ def value_steps(
     model: ModelHandle, rows: Rows, target: int, layer: int, changes: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
     """Steps of ROME's optimisation: for every change the target's probabilities, and the gradient of the loss."""
-    found = []
     suffix = Suffix(model, rows, layer, multiplier=1.0)
-    for change in changes:
-        given = change.detach().clone().requires_grad_()
-        log_p = suffix.with_value(given)[:, 0].log_softmax(dim=-1)
-        loss = -log_p[:-1, target].mean() + (log_p[-1].exp() * log_p[-1]).sum()
-        found.append((log_p[:-1, target].detach().exp(), torch.autograd.grad(loss, given)[0]))
-    return found
+    return [_value_step(suffix, target, change) for change in changes]
+
+
+def value_search(
+    model: ModelHandle, rows: Rows, target: int, layer: int, steps: int, *, size: float = 2.0
+) -> list[Tensor]:
+    """The changes that a search tries which goes a step of one size along every coordinate, the first one zero."""
+    suffix = Suffix(model, rows, layer, multiplier=1.0)
+    changes = [torch.zeros(model.info.d_model)]
+    while len(changes) < steps:
+        changes.append(changes[-1] - size * _value_step(suffix, target, changes[-1])[1].sign())
+    return changes
+
+
+def _value_step(suffix: Suffix, target: int, change: Tensor) -> tuple[Tensor, Tensor]:
+    given = change.detach().clone().requires_grad_()
+    log_p = suffix.with_value(given)[:, 0].log_softmax(dim=-1)
+    loss = -log_p[:-1, target].mean() + (log_p[-1].exp() * log_p[-1]).sum()
+    return log_p[:-1, target].detach().exp(), torch.autograd.grad(loss, given)[0]
 
 
 def lens(model: ModelHandle, ids: Sequence[int], top_k: int, target: int) -> Distribution:

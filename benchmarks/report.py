@@ -40,6 +40,9 @@ _METHODS = """\
   gradients, logits of the last position only. A batch takes cells of any window.
 - *As in ROME* (Meng et al. 2022): one forward of a clean row and ten noised ones for each cell, row 0's states put into
   the others, logits at all positions, mean of p over the noised rows. Positions 1 to 4 are noised.
+- *A full forward and backward a step*: the search for v* as ROME's released code goes about it (Meng et al. 2022,
+  section 3.1). The prompt in 21 contexts and the row about the subject's essence, a vector added to what the MLP writes
+  at the subject's last token, gradients of the loss, logits at all positions. A cell is one of 20 steps.
 - *Layer by layer*: one forward, then final norm, head and the same statistics for one layer after the other.
 - Other libraries run the same cells in a process of their own, on the same weights, after a warm-up; their seconds
   stand against ours of the same session.

@@ -15,6 +15,8 @@ PEER_SAMPLE = 8
 """The same of another library."""
 TRACE_SAMPLE = 6
 """The same of a trace, whose cells are eleven rows each."""
+VALUE_SAMPLE = 4
+"""The same of a search for v*, whose cells are the steps: 22 rows forward and backward each."""
 
 Marks = dict[int, tuple[float, float]]
 """By number of tokens: must, aim."""
@@ -48,9 +50,9 @@ def _of(shape: Shape, lengths: tuple[int, ...], sample: int, *, quick: bool) -> 
         yield _marked(partial(knockouts, shape, tokens, sample=sample), KNOCKOUT[tokens])
         yield _marked(partial(knockouts, shape, tokens, batched=True, sample=sample), KNOCKOUT_BATCHED[tokens])
         yield _marked(partial(lenses, shape, tokens), LENS[tokens])
-        yield _marked(partial(values, shape, tokens), VALUE[tokens])
         if quick and tokens > 8:
             continue
+        yield _marked(partial(values, shape, tokens, sample=min(sample, VALUE_SAMPLE)), VALUE[tokens])
         yield _marked(partial(traces, shape, tokens, sample=min(sample, TRACE_SAMPLE)), TRACE[tokens])
         if tokens not in WINDOWS:
             continue
