@@ -42,7 +42,8 @@ _METHODS = """\
   the others, logits at all positions, mean of p over the noised rows. Positions 1 to 4 are noised.
 - *A full forward and backward a step*: the search for v* as ROME's released code goes about it (Meng et al. 2022,
   section 3.1). The prompt in 21 contexts and the row about the subject's essence, a vector added to what the MLP writes
-  at the subject's last token, gradients of the loss, logits at all positions. A cell is one of 20 steps.
+  at the subject's last token, gradients of the loss, logits at all positions. A cell is one of 20 steps, and
+  the seconds are those of all of them.
 - *Layer by layer*: one forward, then final norm, head and the same statistics for one layer after the other.
 - Other libraries run the same cells in a process of their own, on the same weights, after a warm-up; their seconds
   stand against ours of the same session.
@@ -193,7 +194,8 @@ def page(data: Mapping[str, Any]) -> str:
 
 def _experiment(row: Row) -> str:
     name = row.experiment.partition(",")[0]
-    return {"zeroed MLP updates": "zeroed updates", "zeroed attention updates": "zeroed updates"}.get(name, name)
+    titles = {"zeroed MLP updates": "zeroed updates", "zeroed attention updates": "zeroed updates"}
+    return {**titles, "v* of ROME": "search for v*"}.get(name, name)
 
 
 def _section(title: str, rows: Sequence[Row]) -> list[str]:
