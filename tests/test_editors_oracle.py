@@ -203,12 +203,7 @@ def test_fine_tuning(name: str, dtype: str) -> None:
         compat=spec.loss == "compat", stop=0.0, erase="erasure" in name,
     )  # fmt: skip
     for delta in found.deltas:
-        if dtype == "float64":
-            assert apart(delta.right, exact[delta.layer]) <= 100 * EXACT[family]
-        else:  # entries whose gradient is near zero turn with its rounding: Adam divides by its size
-            off = (delta.right.double() - exact[delta.layer]).abs()
-            assert float((off > 1e-2 * spec.learning_rate).double().mean()) <= 2e-3
-            assert apart(delta.right, exact[delta.layer]) <= 3e-3
+        assert apart(delta.right, exact[delta.layer]) <= (100 * EXACT[family] if dtype == "float64" else 1e-4)
         if spec.bound is not None:
             assert float(delta.right.abs().max()) <= spec.bound * (1 + 1e-6)
     assert abs(found.steps[-1].loss - found.steps[0].loss) > 0.05
