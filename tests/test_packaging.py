@@ -38,6 +38,12 @@ def test_dependencies_agree_with_requirements(project: dict, repository: Path) -
     assert listed == pins(repository / "requirements.txt")
 
 
+def test_extras_are_what_is_tested(project: dict, repository: Path) -> None:
+    tested = pins(repository / "requirements-dev.txt")
+    for extra in project["project"]["optional-dependencies"].values():
+        assert all(tested[name] == version for name, version in (one.split("==") for one in extra))
+
+
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
 def test_every_requirement_is_pinned_and_has_its_reason(name: str, repository: Path) -> None:
     for line in (repository / name).read_text().splitlines():

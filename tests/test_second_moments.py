@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from cli_runner import save_tiny
 from torch import Tensor
 
 from factscope.demo import second_moments as shipped
-from factscope.editors import collecting
+from factscope.editors import collecting, named_corpora
 from factscope.editors.second_moments import Moments, SecondMoment, moments_for, read_file, stored
 from factscope.errors import Cancelled, DatasetError, FactScopeError, SpecError
 from factscope.models.handle import ModelHandle
@@ -264,6 +266,113 @@ def test_corpora_are_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError):
         collecting.read_corpus(tmp_path / "empty")
+
+
+# ------------------------------------------------------------------------------------------------ datasets by name
+
+
+def written(folder: Path, form: str, count: int = 300) -> str:
+    """A dataset on disk: as tables of the hub have it, or as ``save_to_disk`` writes it."""
+    library = pytest.importorskip("datasets")
+    rows = {"title": [f"t{i}" for i in range(count)], "text": [words(ids) for ids in texts(count)]}
+    made = library.Dataset.from_dict(rows)
+    place = folder / form
+    if form == "saved":
+        made.save_to_disk(str(place))
+    elif form == "splits":
+        library.DatasetDict({"train": made, "test": made.select(range(3))}).save_to_disk(str(place))
+    else:
+        place.mkdir()
+        for part in range(2):
+            rest = made.shard(2, part, contiguous=True)
+            rest.to_parquet(str(place / f"train-{part}.parquet")) if form == "parquet" else rest.to_json(
+                str(place / f"train-{part}.jsonl")
+            )
+    return str(place)
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "saved", "splits"])
+def test_a_dataset_in_a_folder_is_streamed(form: str, tmp_path: Path) -> None:
+    given = named_corpora.named(written(tmp_path, form))
+    assert given is not None and given.folder
+    whole = named_corpora.stream(given, None)
+    assert whole.texts == tuple(words(ids) for ids in texts(300)) and form in whole.origin
+    if form == "parquet":  # of which the package waits five seconds for every stream that is not read to its end
+        return
+    some = named_corpora.stream(given, 50, seed=3)
+    assert len(set(some.texts)) == 50 and set(some.texts) < set(whole.texts) and some.texts != whole.texts[:50]
+    assert named_corpora.stream(given, 50, seed=3).texts == some.texts
+    assert named_corpora.stream(given, 50, seed=4).fingerprint != some.fingerprint
+    assert named_corpora.stream(given, 20, seed=3).texts == some.texts[:20], "an estimate sees the beginning"
+    other = named_corpora.stream(replace(given, column="title"), 5)
+    assert all(text.startswith("t") for text in other.texts)
+    with pytest.raises(DatasetError, match="no column 'body'"):
+        named_corpora.stream(replace(given, column="body"), 5)
+    if form != "saved":  # which has no splits
+        with pytest.raises(DatasetError, match="cannot be read"):
+            named_corpora.stream(replace(given, split="nowhere"), 5)
+
+
+def test_a_dataset_is_estimated_by_its_beginning_and_collected_whole(tmp_path: Path) -> None:
+    seen: list[int] = []
+    source = named_corpora.Source(written(tmp_path, "jsonl"), 260, seed=2, step=seen.append)
+    assert len(source.begin.texts) == collecting.PROBED_TEXTS == 200 and source.in_all == 260 and seen[-1] == 200
+    cost = collecting.estimate(handle(), source.begin, (1,), n_texts=source.n_texts, in_all=source.in_all)
+    corpus = source.whole()
+    assert len(corpus.texts) == cost.n_texts == 260 and corpus.texts[:200] == source.begin.texts
+    entry = collecting.collect(handle(), corpus, (1,))[0]
+    assert abs(entry.n_tokens / cost.tokens - 1) < 0.1 and "260 texts drawn with seed 2" in entry.origin
+
+    def stop(taken: int) -> None:
+        if taken == 7:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        named_corpora.Source(str(tmp_path / "jsonl"), 100, step=stop)
+    small = named_corpora.Source(str(tmp_path / "jsonl"), 30)
+    assert small.in_all is None and small.whole() is small.begin
+
+
+def test_without_the_package_a_name_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cli_runner import invoke, refused
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    asked = ("statistics", "--layers", "1", "--texts", "10", "--text")
+    refused(invoke(*asked, "wikimedia/wikipedia:20231101.en"), "wikimedia/wikipedia", "pip install datasets")
+    refused(invoke(*asked, "corpus"), "'corpus' is no file and no folder", "pip install datasets")
+    refused(invoke(*asked[:3], "--text", "wikimedia/wikipedia"), "wikimedia/wikipedia", "--texts")
+
+
+@pytest.mark.parametrize("text", ["corpus.txt", "notes.md", "/no/where", "./text", "a b", "x/y/z", "a:b:c:d:e", "\0"])
+def test_what_looks_like_a_path_is_no_name(text: str) -> None:
+    assert named_corpora.named(text) is None
+
+
+def test_names_have_parts() -> None:
+    found = named_corpora.named("Salesforce/wikitext:wikitext-103-raw-v1:test:text")
+    assert found == named_corpora.NamedCorpus(
+        name="Salesforce/wikitext", configuration="wikitext-103-raw-v1", split="test", column="text"
+    )
+    assert found.label == "Salesforce/wikitext:wikitext-103-raw-v1:test"
+    plain = named_corpora.named("wikitext::validation")
+    assert plain is not None and (plain.configuration, plain.split) == ("", "validation")
+
+
+def test_the_command_collects_from_a_dataset(tmp_path: Path) -> None:
+    from cli_runner import invoke
+
+    library = pytest.importorskip("datasets")
+    made = library.Dataset.from_dict({"text": shipped.documents(230)})
+    (tmp_path / "data").mkdir()
+    made.to_json(str(tmp_path / "data" / "train.jsonl"))
+    asked = ("statistics", "--model", str(save_tiny(tmp_path / "model")), "--layers", "1", "--format", "json")
+    asked += ("--text", str(tmp_path / "data"), "--texts", "220")
+    cost = invoke(*asked, "--estimate")
+    assert cost.status == 0 and cost.data["rows"][0]["texts"] == 220, cost.err
+    done = invoke(*asked)
+    assert done.status == 0 and "about" in done.err, done.err
+    (row,) = done.data["rows"]
+    assert "dataset data, 220 texts drawn with seed 1" in row["origin"]
 
 
 # ------------------------------------------------------------------------------------------------------- the shipped

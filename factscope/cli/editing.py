@@ -186,10 +186,15 @@ def export(
 def statistics(
     layers: Annotated[str | None, typer.Option("--layers", help="Whose statistics: 5, 3-7 or 2,5.")] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", help="Collect from this text file, or folder of .txt and .md files.")
+        str | None,
+        typer.Option(
+            "--text",
+            help="Collect from this text file, folder of .txt and .md files, or dataset (NAME:CONFIG:SPLIT:COLUMN).",
+        ),
     ] = None,
     texts: Annotated[
-        int | None, typer.Option("--texts", help="Draw so many texts (paragraphs) from it. [default: all]")
+        int | None,
+        typer.Option("--texts", help="Draw so many texts (paragraphs) from it. [default: all; a dataset needs it]"),
     ] = None,
     estimate: Annotated[bool, typer.Option("--estimate", help="Only say what collecting would cost.")] = False,
     import_: Annotated[
@@ -230,24 +235,36 @@ def statistics(
                 rows = [collecting.take_over(handle, import_, layer).row() for layer in chosen]
             else:
                 assert text is not None
-                corpus = collecting.read_corpus(text)
+                source = _source(text, texts, seed, stop)
                 handle = running.load(wanted_model(model, revision, dtype, device), stop)
-                rows = _collect(handle, corpus, chosen, texts, seed, estimate, stop)
+                rows = _collect(handle, source, chosen, seed, estimate, stop)
     telling.emit({"schema": 1, "command": "statistics", "rows": rows}, pd.DataFrame(rows), format, out)
 
 
+def _source(text: str, texts: int | None, seed: int, stop: running.Stop) -> Any:
+    from factscope.editors.named_corpora import Source
+
+    def step(taken: int) -> None:
+        telling.tell(f"statistics: {taken:,} texts" if taken % 100 == 0 else "")
+        stop.check()
+
+    return Source(text, texts, seed=seed, step=step)
+
+
 def _collect(
-    handle: Any, corpus: Any, layers: tuple[int, ...], texts: int | None, seed: int, estimate: bool, stop: running.Stop
+    handle: Any, source: Any, layers: tuple[int, ...], seed: int, estimate: bool, stop: running.Stop
 ) -> list[dict[str, Any]]:
     """Say what it costs, and unless that is all that was asked, collect."""
     from factscope.editors import collecting
 
-    cost = collecting.estimate(handle, corpus, layers, n_texts=texts, seed=seed)
+    texts = source.n_texts
+    cost = collecting.estimate(handle, source.begin, layers, n_texts=texts, seed=seed, in_all=source.in_all)
     for warning in cost.warnings:
         telling.say(f"warning: {warning}")
     telling.say(cost.sentence)
     if estimate:
         return [cost.row()]
+    corpus = source.whole()
 
     def progress(done: int, total: int, partial: Any) -> None:
         telling.tell(f"statistics: {done}/{total}" if done < total else "")
@@ -276,7 +293,7 @@ def _check_save(path: Path) -> None:
 
 
 def _refuse_statistics(
-    layers: str | None, text: Path | None, texts: int | None, estimate: bool, import_: Path | None, remove: str | None
+    layers: str | None, text: str | None, texts: int | None, estimate: bool, import_: Path | None, remove: str | None
 ) -> None:
     """One thing at a time, and no option that would change nothing."""
     asked = {"--text": text, "--import": import_, "--remove": remove}

@@ -145,9 +145,18 @@ def read_corpus(path: str | os.PathLike[str]) -> Corpus:
 
 
 def estimate(
-    model: ModelHandle, corpus: Corpus, layers: Sequence[int], *, n_texts: int | None = None, seed: int = 1
+    model: ModelHandle,
+    corpus: Corpus,
+    layers: Sequence[int],
+    *,
+    n_texts: int | None = None,
+    seed: int = 1,
+    in_all: int | None = None,
 ) -> Cost:
     """What it will cost, by counting the tokens of some texts and timing one batch.
+
+    Args:
+        in_all: how many texts there will be, where the corpus is only the first of them.
 
     Raises:
         InputError: a layer is out of range, or the sample is none.
@@ -156,7 +165,8 @@ def estimate(
     chosen = _checked(model, layers)
     texts = _sample(corpus, n_texts, seed)
     probed = _tokenized(model, texts[:PROBED_TEXTS])
-    tokens = round(sum(map(len, probed)) / len(probed) * len(texts))
+    count = len(texts) if in_all is None else in_all
+    tokens = round(sum(map(len, probed)) / len(probed) * count)
     batch = _batches(probed[:SORTED])[0]
     sums = _zeros(model, chosen)
     _add(model, batch, sums)  # the first forward is slower than those that follow
@@ -168,9 +178,7 @@ def estimate(
         f"layer {n}: {tokens:,} tokens for {w:,} rows" for n, w in zip(chosen, widths, strict=True) if tokens < 2 * w
     ]
     said = (f"Too little text; the matrix will be singular or nearly so ({'; '.join(few)}).",) if few else ()
-    return Cost(
-        n_texts=len(texts), tokens=tokens, seconds=seconds, n_bytes=sum(4 * w * w for w in widths), warnings=said
-    )
+    return Cost(n_texts=count, tokens=tokens, seconds=seconds, n_bytes=sum(4 * w * w for w in widths), warnings=said)
 
 
 def collect(
