@@ -656,6 +656,12 @@ ROWS = {
         measures=("direct_effect", "direct_effect_foil", "attention_to_subject", "mapping_rank"),
         labels=("top_promoted",),
     ),
+    "edit": Rows(
+        axes=("kind", "prompt"),
+        measures=("p_target_before", "p_target_after", "p_true_before", "p_true_after"),
+        labels=("top_before", "top_after", "text_before", "text_after"),
+    ),
+    "layers": Rows(axes=("layer",), measures=("rewrite", "paraphrase", "neighbourhood", "tracing_effect")),
 }
 """The rows of every command that can be compared. A column that is not named here is left out of a comparison."""
 

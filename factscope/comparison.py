@@ -232,6 +232,9 @@ def mismatches(a: Mapping[str, Any], b: Mapping[str, Any], joined: Joined, rows:
     targets = [str(side["query"]["target"]["text"]).strip() for side in (a, b)]
     if targets[0] != targets[1]:
         said.append(f"The answer is {targets[0]!r} in A and {targets[1]!r} in B.")
+    asked = [str(side["spec"].get("new_answer") or "").strip() for side in (a, b)]
+    if asked[0] != asked[1] and all(asked):
+        said.append(f"The new answer is {asked[0]!r} in A and {asked[1]!r} in B: their probabilities are of two words.")
     said += _other_tokens(a, b, joined.table, rows)
     alone = [f"{n} only in {side}" for n, side in ((joined.only_a, "A"), (joined.only_b, "B")) if n]
     if alone:

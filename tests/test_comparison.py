@@ -30,7 +30,7 @@ def table(*rows: tuple[object, ...]) -> pd.DataFrame:
     return pd.DataFrame(list(rows), columns=["layer", "p", "text"])
 
 
-@pytest.mark.parametrize("command", ROWS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_column_of_a_command_is_an_axis_a_measure_or_a_label(command: str) -> None:
     rows = ROWS[command]
     named = [*rows.axes, *rows.measures, *rows.labels]
@@ -129,7 +129,7 @@ def saved(folder: Path, name: str, *arguments: str) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize("command", ROWS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_saved_outputs_and_two_runs_give_the_differences_of_the_rows(command: str, tmp_path: Path) -> None:
     options = COMMANDS[command][0]
     a = saved(tmp_path, "a.json", command, *FACT, *options)
@@ -300,3 +300,60 @@ def test_of_a_stopped_second_run_the_finished_rows_are_compared(monkeypatch: pyt
     assert summary["rows_only_a"] > 0
     stopped = run(lambda progress: progress.startswith("flow: ") and os.kill(os.getpid(), signal.SIGINT))
     assert (stopped.status, stopped.out) == (3, "")
+
+
+# Edits
+
+
+TOKYO = ("--new-answer", "Tokyo", "--layers", "1", "--preset", "rome", "--statistics", "identity")
+EDITED: dict[str, tuple[tuple[str, ...], str]] = {
+    "edit": ((*TOKYO, "--texts", "0", "--no-sampled"), "--layers 2"),
+    "layers": ((*TOKYO[:2], *TOKYO[4:], "--noise", "0.8", "--samples", "2"), "--problem fact-erasure"),
+}
+
+
+@pytest.mark.parametrize("command", EDITED)
+def test_edits_are_compared_row_by_row(command: str, tmp_path: Path) -> None:
+    options, other = EDITED[command]
+    shared = options if command == "edit" else options[2:]
+    first = "" if command == "edit" else "--new-answer Tokyo"
+    found = invoke(
+        "compare", command, *FACT, "--answer", "Paris", *shared, "--a", first, "--b", other, "--format", "json"
+    )
+    assert found.status == 0, found.err
+    a = saved(tmp_path, "a.json", command, *FACT, "--answer", "Paris", *shared, *first.split())
+    b = saved(tmp_path, "b.json", command, *FACT, "--answer", "Paris", *shared, *other.split())
+    from_files = invoke("compare", "--a", str(a), "--b", str(b), "--format", "json")
+    left, right = (json.loads(path.read_text())["rows"] for path in (a, b))
+    rows = ROWS[command]
+    assert found.data["rows"] == from_files.data["rows"] and len(left) == len(right) == len(found.data["rows"])
+    for row, before, after in zip(found.data["rows"], left, right, strict=True):
+        assert all(row[axis] == before[axis] == after[axis] for axis in rows.axes)
+        for name in rows.measures:
+            assert (row[f"{name}_a"], row[f"{name}_b"]) == (before[name], after[name])
+            if before[name] is not None and after[name] is not None:
+                assert row[f"{name}_difference"] == after[name] - before[name]
+    named = found.data["summary"]["differs"]
+    assert ("layers" if command == "edit" else "problem") in named
+    assert found.data["summary"]["rows_changed"] > 0
+    assert sorted([*rows.axes, *rows.measures, *rows.labels]) == sorted(left[0])
+
+
+def test_edits_to_two_answers_are_told_apart() -> None:
+    options = (*FACT, "--answer", "Paris", *TOKYO[2:], "--texts", "0", "--no-sampled")
+    found = invoke(
+        "compare", "edit", *options, "--a", "--new-answer Tokyo", "--b", "--new-answer Rome", "--format", "json"
+    )
+    assert found.status == 0, found.err
+    assert any("'Tokyo' in A and 'Rome' in B" in text for text in found.data["warnings"])
+
+
+def test_what_is_no_run_of_a_query_is_not_compared(tmp_path: Path) -> None:
+    kept = str(tmp_path / "one.safetensors")
+    both = invoke("compare", "edit", *FACT, *TOKYO, "--save", kept, "--b", "--layers 2")
+    refused(both, "--save", "in the place of that of A")
+    assert not Path(kept).exists()
+    for command in ("statistics", "export", "models", "serve"):
+        refused(invoke("compare", command), f"'{command}' is no command that can be compared")
+    (tmp_path / "statistics.json").write_text(json.dumps({"schema": 1, "command": "statistics", "rows": []}))
+    refused(invoke("compare", "--a", str(tmp_path / "statistics.json"), "--b", "x"), "'statistics' gives no rows")

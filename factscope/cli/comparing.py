@@ -46,6 +46,11 @@ def compare(
     command = context.args[0]
     if command not in COMPARABLE:
         raise SpecError(f"{cut(command)!r} is no command that can be compared", f"name one of {', '.join(COMPARABLE)}")
+    if any(given.split("=")[0] == "--save" for given in context.args):
+        raise SpecError(
+            "--save would keep the edit of B in the place of that of A",
+            "give each side a file of its own, in --a and --b",
+        )
     sides, stopped = [], False
     kept = running.Kept()
     assert context.parent is not None
