@@ -6,6 +6,10 @@
 4. The method computes changes of linear maps (``rome``, ``memit``, ``fine_tuning``), on the model in the weight state
    that it was handed in. ROME takes facts and layers one after another, each on what is edited so far.
 
+In half precision keys and outputs are what the model computes; what is solved is solved in float64, what is optimised
+is optimised in float32 through the model's own forward, and changes are kept in float32. Where they are applied they
+are rounded to the model's type.
+
 The model is never touched: the changes ride in plans of forwards, gradients are asked of them alone, and what is begun
 can be stopped between any two steps without a trace.
 """
