@@ -26,11 +26,13 @@ _FOLLOW = "edit-follow"
 
 
 def show(edit: Any) -> None:
-    """A line of buttons, one for each page that can compare."""
-    fact = edit.facts[0]
+    """A line of buttons, one for each page that can compare; of several facts, the one that is asked, or the first."""
+    asked = state.view().fact.prompt
+    fact = next((one for one in edit.facts if one.text == asked), edit.facts[0])
+    which = "it" if len(edit.facts) == 1 else "this fact" if fact.text == asked else "its first fact"
     new, old = fact.target.strip(), (fact.answer or "").strip()
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="edit-flow"):
-        st.markdown("Where does it flow now? Original | edited on", width="content")
+        st.markdown(f"Where does {which} flow now? Original | edited on", width="content")
         for page, (icon, about) in PAGES.items():
             if st.button(page.capitalize(), key=f"edit-flow-{page}", icon=icon, type="tertiary", help=about):
                 _compare(fact, own=_own(new, old))

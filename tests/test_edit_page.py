@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dashboard import runs, stack
-from dashboard.link import ModelChoice
+from dashboard import figures, runs, stack
+from dashboard.link import ModelChoice, View
 from factscope.editors.edit import Edit, EditedModel, EditFact
 from tests.test_dashboard_compare import charts_of
 from tests.test_dashboard_pages import parts, said, settle
@@ -280,3 +281,18 @@ def test_what_the_process_shares_holds_no_edit_that_a_stranger_could_reach(
     assert "Original weights" in badge(stranger)
     assert stranger.session_state["factscope-view"].model.edits == ()
     assert chip(stranger) != chip(owner)
+
+
+def test_captions_tell_original_weights_from_edited_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = SimpleNamespace(name="bundled", revision="1", dtype="float32", weights="as loaded")
+    monkeypatch.setattr(
+        figures.stack, "described", lambda weights, *_: "ROME, layer 1" if weights == "edited" else None
+    )
+    said = {}
+    for name, view in {"alone": View(), "beside": View(model=ModelChoice(edits=("0" * 16,)), a=View())}.items():
+        monkeypatch.setattr(figures.state, "view", lambda view=view: view)
+        said[name] = figures._who(info)
+    assert said["alone"] == "bundled@1, float32, weights as loaded"
+    assert said["beside"] == "bundled@1, float32, weights as loaded, original weights"
+    info.weights = "edited"
+    assert figures._who(info).endswith("weights edited, edited: ROME, layer 1")
