@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import pytest
 import torch
 from cli_runner import FACT, PROMPT, SUBJECT, TINY, Outcome, invoke, refused, tiny_handle
 
+from factscope.editors.compute import edit
 from factscope.editors.edit import EditFact, with_edits
 from factscope.editors.files import load_edit
-from factscope.errors import Cancelled, FactScopeError
+from factscope.errors import Cancelled, FactScopeError, SpecError, SubjectError
 from factscope.experiments import causal_tracing, edit_layers, editing
 from factscope.experiments.edit_evaluation import EditEvaluation, EvaluationSpec, evaluate
 from factscope.experiments.editing import Computing, EditingSpec, losses
-from factscope.experiments.results import coarse_to_fine
+from factscope.experiments.results import coarse_to_fine, tokenized
 from factscope.models.handle import ModelHandle
 from factscope.models.loading import load
 from factscope.queries import Query
@@ -221,6 +223,52 @@ def test_a_window_of_layers_is_edited_together() -> None:
     )  # fmt: skip
     alone = editing.run(tiny_handle(), QUERY, both).fact_scores()[0].rewrite
     assert result.layers == (2,) and result.score("rewrite")[0] == pytest.approx(alone, abs=1e-9)
+
+
+def test_an_edit_that_no_later_token_reads_is_said_and_found_useless() -> None:
+    spec = edit_layers.LayersSpec(
+        method="rome", preset="rome", new_answer="Tokyo", noise="0.8", samples=2,
+        settings=(("steps", 3), ("contexts", "none"), ("statistics", "identity")),
+    )  # fmt: skip
+    model = tiny_handle()
+    seen = tokenized(model, QUERY)
+    settings = edit_layers.settings_by_layer(model, spec)
+    assert edit_layers.unread(seen, settings, model.info.n_layers) == (model.info.n_layers - 1,)
+    result = edit_layers.run(model, QUERY, spec)
+    last = result.layers[-1]
+    assert any(f"layer {last} can hardly work" in text for text in result.warnings)
+    assert not any("more steps" in text and f"layer {last}" in text for text in result.warnings)
+    sought = {layer: _sought(model, settings[layer]) for layer in (0, last)}
+    assert np.ptp(sought[last]) < 1e-3 < 1 < np.ptp(sought[0]), "whatever is written there, nothing of it arrives"
+    memit = replace(spec, method="memit", preset="memit", edit_window=2)
+    windows = edit_layers.settings_by_layer(model, memit)
+    assert [one.layers[-1] for one in windows.values()][-1] == last
+    assert last in edit_layers.unread(seen, windows, model.info.n_layers)
+    at_the_end = {last: replace(settings[last], fact_token="last")}
+    assert edit_layers.unread(seen, at_the_end, model.info.n_layers) == ()
+    tuned = edit_layers.settings_by_layer(model, replace(spec, method="ft", settings=()))
+    assert edit_layers.unread(seen, tuned, model.info.n_layers) == ()
+
+
+def _sought(model: ModelHandle, settings: Any) -> list[float]:
+    """The target's log-probability at every step, while the value is sought."""
+    fact = EditFact(prompt=PROMPT.replace(SUBJECT, "{}"), subject=SUBJECT, target="Tokyo", answer="Paris")
+    (value,) = edit(model, [fact], settings).report["values"]
+    return [math.log(step["p_target"]) for step in value["steps"]]
+
+
+def test_what_cannot_be_done_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    model = tiny_handle()
+    spec = edit_layers.LayersSpec(method="rome", preset="rome", new_answer="Tokyo")
+    with pytest.raises(SpecError, match=r"no statistics of keys for .*, layer 0, 1, 2, 3"):
+        edit_layers.prepare(model, QUERY, spec)
+    one = (("statistics", str(tmp_path / "layer.npz")),)
+    with pytest.raises(SpecError, match="is one file, and several layers are edited"):
+        edit_layers.run(model, QUERY, replace(spec, settings=one))
+    with pytest.raises(SubjectError):
+        edit_layers.prepare(model, Query(prompt="The capital of Japan is"), spec)
+    told = edit_layers.prepare(model, QUERY, replace(spec, method="ft"))
+    assert told.forward > 0 and told.rows > 0
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

@@ -163,6 +163,14 @@ def moments_for(model: ModelHandle, layers: Sequence[int], statistics: str) -> M
     return Moments({layer: moment for layer, moment in found.items() if moment is not None})
 
 
+def missing_layers(model: ModelHandle, layers: Sequence[int], statistics: str = AUTO) -> tuple[int, ...]:
+    """Layers for which there is nothing, where what ships or was collected is asked for; no collected file is read."""
+    if statistics.strip() != AUTO:
+        return ()
+    known = {e.layer for e in stored() if (e.weights, e.dtype) == (original_weights(model), model.info.dtype)}
+    return tuple(layer for layer in layers if layer not in known and _shipped(model, layer) is None)
+
+
 def _identity(layer: int) -> SecondMoment:
     return SecondMoment(layer=layer, matrix=None, n_tokens=0, origin="identity, no statistics", key=IDENTITY)
 

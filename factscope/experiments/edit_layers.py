@@ -13,19 +13,23 @@ better layer, and finds that it does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from factscope.datasets.probes import read_probes
 from factscope.editors.compute import check, edit
 from factscope.editors.edit import EditFact
 from factscope.editors.presets import layers_around
-from factscope.editors.specs import EditSpec, Problem
-from factscope.errors import SpecError
+from factscope.editors.second_moments import AUTO, missing_layers, moments_for
+from factscope.editors.specs import EditSpec, FineTuningSpec, MemitSpec, Problem
+from factscope.editors.suffix import multiplier
+from factscope.errors import CapabilityError, SpecError, SubjectError
 from factscope.experiments import causal_tracing
 from factscope.experiments.causal_tracing import TraceResult, TraceSpec
 from factscope.experiments.edit_evaluation import EditEvaluation, EvaluationSpec, evaluate
@@ -78,7 +82,7 @@ class LayersResult:
 
     Attributes:
         layers: all that are asked. scores: of those that were edited so far.
-        edit_window: layers that were edited together.
+        edit_window: layers that were edited together, fewer at the ends.
         trace: its numbers are those of ``tracing_effect``.
     """
 
@@ -138,16 +142,18 @@ def run(
     timed = Timed(progress)
     seen = tokenized(model, query)
     layers, size = _layers(model, spec)
+    settings = settings_by_layer(model, spec)
     fact, probes = _fact(model, seen, spec)
-    for layer in layers:
-        check(model, _settings(model, spec, layer, size))
+    _refuse(model, settings)
+    deaf = unread(seen, settings, model.info.n_layers)
     trace = _trace(model, seen, fact, spec, _part(timed, 0, TRACE_SHARE))
     scores: dict[int, FactScores] = {}
     said: dict[int, tuple[str, ...]] = {}
     passes = trace.passes
 
     def snapshot() -> LayersResult:
-        warnings = [*trace.warnings, *trace.doubts, *(text for layer in layers for text in said.get(layer, ()))]
+        warnings = [*trace.warnings, *trace.doubts, *_unread_in_words(deaf, scores)]
+        warnings += [text for layer in layers for text in said.get(layer, ())]
         return LayersResult(
             spec=spec, query=trace.query, model=model.info, layers=layers, edit_window=size, scores=dict(scores),
             trace=trace, warnings=tuple(dict.fromkeys(warnings)), seconds=timed.seconds, passes=passes,
@@ -157,14 +163,125 @@ def run(
     for number, place in enumerate(coarse_to_fine(len(layers))):
         layer, step = layers[place], (PARTS - TRACE_SHARE) / len(layers)
         begin = TRACE_SHARE + number * step
-        settings = _settings(model, spec, layer, size)
-        made = edit(model, (fact,), settings, progress=_part(timed, begin, 0.9 * step))
+        made = edit(model, (fact,), settings[layer], progress=_part(timed, begin, 0.9 * step))
         found = _evaluated(model, made, probes, spec, _part(timed, begin + 0.9 * step, 0.1 * step))
         scores[layer] = found.fact_scores()[0]
         passes += found.passes
-        said[layer] = found.warnings
+        said[layer] = () if layer in deaf else found.warnings
         timed(int(begin + step) if number + 1 < len(layers) else PARTS, PARTS, snapshot())
     return snapshot()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What can be told before a run.
+
+    Attributes:
+        forward: seconds of a forward of the prompt, measured now. rows: of one with as many rows as a step of the
+            method has.
+    """
+
+    forward: float
+    rows: float
+
+
+def prepare(model: ModelHandle, query: Query | TokenizedQuery, spec: LayersSpec) -> Prepared:
+    """Refuse at once what would fail later, and measure forwards, from which a cost can be told. Nothing is edited.
+
+    Raises:
+        InputError: the query or the spec cannot be used, or statistics of keys are missing.
+        CapabilityError: the model lacks what the method or the trace needs.
+    """
+    seen = tokenized(model, query)
+    if seen.subject is None:
+        raise SubjectError(
+            "an edit needs a subject, and the query has none", "give the subject's text as in the prompt"
+        )
+    settings = settings_by_layer(model, spec)
+    _refuse(model, settings)
+    if spec.site != "hidden":
+        model.require("additive", "restoring the updates of MLP and attention")
+    first = next(iter(settings.values()))
+    return Prepared(forward=_forward(model, seen, 1), rows=_forward(model, seen, _rows(first)))
+
+
+def _refuse(model: ModelHandle, settings: Mapping[int, EditSpec]) -> None:
+    """Refuse edits that cannot be made, before any of them begins.
+
+    Raises:
+        InputError: a setting cannot be used, or statistics of keys are missing: then of all layers at once.
+        CapabilityError: a layer has no plain down-projection, or MEMIT cannot work.
+    """
+    layers = sorted({layer for one in settings.values() for layer in check(model, one)})
+    first = next(iter(settings.values()))
+    if isinstance(first, FineTuningSpec):
+        return
+    if isinstance(first, MemitSpec) and multiplier(model, layers[0]) is None:  # a matter of the architecture
+        raise CapabilityError(
+            f"{model.info.name} ({model.info.family}) does not support MEMIT: what its MLPs write does not reach the "
+            "residual stream linearly",
+            "edit it with rome or ft",
+        )
+    if first.statistics.strip() == AUTO:
+        gap = missing_layers(model, layers)
+        if gap:
+            moments_for(model, gap, AUTO)
+    else:
+        moments_for(model, layers[:2], first.statistics)  # two are enough to see that a file is of one layer alone
+
+
+def _rows(settings: EditSpec) -> int:
+    """How many rows a step has: the contexts, the plain prompt, and that which keeps the subject's essence."""
+    if isinstance(settings, FineTuningSpec):
+        return settings.rows if settings.problem == "fact-forcing" else 1
+    return {"rome": 22, "memit": 7}.get(settings.contexts, 2)
+
+
+def _forward(model: ModelHandle, seen: TokenizedQuery, rows: int) -> float:
+    """The faster of two: the first one may be late for reasons of its own."""
+    ids, taken = torch.tensor([seen.ids] * rows, device=model.device), []
+    for _ in range(2):
+        began = time.perf_counter()
+        model.forward(ids, last=1)
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def settings_by_layer(model: ModelHandle, spec: LayersSpec) -> dict[int, EditSpec]:
+    """The edit that is made at every layer that is asked: there, or in a window around it.
+
+    Raises:
+        SpecError: a layer, the window or a setting cannot be used.
+    """
+    layers, size = _layers(model, spec)
+    return {layer: _settings(model, spec, layer, size) for layer in layers}
+
+
+def unread(seen: TokenizedQuery, settings: Mapping[int, EditSpec], n_layers: int) -> tuple[int, ...]:
+    """The layers at which an edit can hardly work, since no later token reads what it writes.
+
+    ROME and MEMIT write at a token of the subject; what the last block's MLP writes there, attention reads no more.
+    MEMIT seeks its value in the last layer of its window.
+    """
+    if seen.subject is None or seen.subject[1] - 1 == seen.last:
+        return ()
+    return tuple(
+        layer
+        for layer, one in settings.items()
+        if getattr(one, "fact_token", "") in ("subject_first", "subject_last")
+        and (max(one.layers) if one.method == "memit" else min(one.layers)) == n_layers - 1
+    )
+
+
+def _unread_in_words(deaf: tuple[int, ...], scores: dict[int, FactScores]) -> list[str]:
+    found = [str(layer) for layer in deaf if layer in scores]
+    if not found:
+        return []
+    where = f"layer{'s' if len(found) > 1 else ''} {', '.join(found)}"
+    return [
+        f"An edit at {where} can hardly work: it writes at the subject in the last block, "
+        "where no later token reads it."
+    ]
 
 
 def _layers(model: ModelHandle, spec: LayersSpec) -> tuple[tuple[int, ...], int]:
