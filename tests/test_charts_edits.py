@@ -8,6 +8,8 @@ import pytest
 
 from factscope.charts import export, layer_scores, loss_curve, probe_bars
 from factscope.charts.figure import Figure
+from factscope.charts.layers import best_layers, together
+from factscope.columns import COLUMNS
 from factscope.errors import SpecError
 
 PROBES = pd.DataFrame(
@@ -76,7 +78,49 @@ def test_layers_fill_in_on_an_unchanged_spec() -> None:
     figure = layer_scores(LAYERS, n_layers=4, tracing=tracing)
     partial = layer_scores(LAYERS.iloc[:0], n_layers=4, tracing=tracing)
     assert partial.spec == figure.spec and len(partial.data) == len(figure.data)
-    assert "best at layer 0 (0.90, paraphrase 0.50" in figure.sentence
+    assert "best at layer 0 (rewrite 0.90, paraphrase 0.50" in figure.sentence
     assert "largest at layer 2 (0.90)" in figure.sentence and partial.sentence == "No layer is edited yet."
+    rows = figure.data.set_index(["series", "layer"])["shown"]
+    assert (rows["paraphrase", 2], rows["paraphrase", 1]) == ("nothing to score", "not done yet")
+    assert set(figure.data["means"]) == {COLUMNS[name].meaning for name in (*LAYERS.columns[1:],)}
     done = figure.data[(figure.data["series"] == "rewrite")].set_index("layer")["value"]
     assert done[0] == 0.9 and np.isnan(done[1])
+
+
+def test_no_layer_is_named_against_the_null_or_without_knowledge() -> None:
+    tracing = pd.DataFrame({"layer": range(4), "tracing_effect": [0.1, 0.2, 0.9, 0.3]})
+    beaten = layer_scores(LAYERS, n_layers=4, tracing=tracing, grey=(2,))
+    assert beaten.data[beaten.data["null"]][["layer", "kind"]].to_numpy().tolist() == [[2, "trace"]]
+    assert "no larger than on random weights" in beaten.sentence and "layer 2" not in beaten.sentence
+    doubted = layer_scores(LAYERS, n_layers=4, tracing=tracing, untraced="the noise does nothing")
+    assert "no layer of the trace is named, since the noise does nothing" in doubted.sentence
+    unknown = layer_scores(LAYERS, n_layers=4, tracing=tracing, unnamed="these are random weights")
+    assert unknown.sentence == (
+        "No layer is named, since these are random weights. Of 2 layers the rewrite score lies between 0.40 and 0.90."
+    )
+    dull = layer_scores(LAYERS.assign(rewrite=[0.1, 0.2]), n_layers=4, tracing=tracing)
+    assert "none lets the edit work: the best rewrite score is 0.20" in dull.sentence
+
+
+def test_scores_together_are_their_harmonic_mean() -> None:
+    table = pd.DataFrame(
+        {"layer": range(4), "rewrite": [0.9, 0.6, 0.99, np.nan], "paraphrase": [0.6, 0.6, 0.0, np.nan],
+         "neighbourhood": [np.nan] * 4}
+    )  # fmt: skip
+    found = together(table)
+    assert found[0] == pytest.approx(2 / (1 / 0.9 + 1 / 0.6)) and found[1] == pytest.approx(0.6)
+    assert found[2] == 0.0 and np.isnan(found[3])
+    assert best_layers(table) == (0, (0,))
+    assert best_layers(table.assign(paraphrase=[0.6, 0.78, 0.6, 0.6])) == (2, (0, 2))
+    assert best_layers(table.assign(rewrite=0.1)) == (None, ())
+
+
+def test_a_layer_is_pointed_at_and_the_cursor_is_no_number() -> None:
+    figure = layer_scores(LAYERS, n_layers=4, cursor_layer=3)
+    (pointed,) = [layer for layer in figure.spec["layer"] if "params" in layer]
+    assert pointed["params"][0]["name"] == "cell" and pointed["params"][0]["select"]["fields"] == ["layer"]
+    assert list(figure.data["kind"]).count("cursor") == 1
+    written = export.csv(figure).decode()
+    assert "cursor" not in written and written.splitlines()[0] == "layer,series,value,kind"
+    with pytest.raises(SpecError, match="block"):
+        layer_scores(LAYERS, n_layers=4, site="block")  # type: ignore[arg-type]

@@ -13,11 +13,12 @@ from factscope.charts import export
 from factscope.charts.bars import RUNS, before_after, top_tokens
 from factscope.charts.curves import control_band, knockout_curve, layer_curves, token_trajectories, trace_roles
 from factscope.charts.differences import difference_bars, difference_curves, difference_map, lock
-from factscope.charts.edits import layer_scores, loss_curve, probe_bars
+from factscope.charts.edits import loss_curve, probe_bars
 from factscope.charts.enrichment import attributes_rates, sublayer_knockout
 from factscope.charts.figure import Figure
 from factscope.charts.heads import attention_pattern, extraction_events, head_difference, head_map, head_sources
 from factscope.charts.heatmaps import knockout_map, lens_grid, trace_map
+from factscope.charts.layers import layer_scores
 from factscope.charts.severed import severed_curves
 from factscope.charts.text import TokenRow, token_rows
 

@@ -1,22 +1,18 @@
-"""What an edit has moved: probes before and after, the loss of its computation, scores by layer beside the trace."""
+"""What an edit has moved: probes before and after, and the loss of its computation."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import math
 from typing import Any
 
 import pandas as pd
 
 from factscope.charts import text
-from factscope.charts.curves import GAPS
 from factscope.charts.figure import Figure, base_spec, remakeable
 from factscope.charts.theme import Theme, ThemeName, config, theme_named
 
 NEW, TRUE = "new answer", "true answer"
-SCORES = ("rewrite", "paraphrase", "neighbourhood")
-TRACING = "tracing effect"
 _KINDS = {
     "fact": "the fact", "paraphrase": "other words", "neighbour": "neighbour", "other-relation": "same subject",
     "own": "own probe",
@@ -102,47 +98,6 @@ def loss_curve(table: pd.DataFrame, *, theme: ThemeName = "light", caption: str 
     )
 
 
-@remakeable
-def layer_scores(
-    table: pd.DataFrame,
-    *,
-    n_layers: int,
-    tracing: pd.DataFrame | None = None,
-    theme: ThemeName = "light",
-    caption: str = "",
-) -> Figure:
-    """Scores of the same edit at every layer, with the tracing effect of that layer as bars behind them.
-
-    Args:
-        table: the contract's columns of ``layers``; layers that were not edited yet are missing.
-        n_layers: of the model.
-        tracing: columns layer and tracing_effect, of all layers; default the table's.
-
-    Raises:
-        SpecError: the theme is unknown.
-    """
-    grid = pd.Index(range(n_layers), name="layer")
-    scores: Any = table.set_index("layer").reindex(grid)
-    traced: Any = (table if tracing is None else tracing).set_index("layer")["tracing_effect"].reindex(grid)
-    rows = [
-        {"layer": layer, "series": name, "value": float(scores[name].loc[layer]), "kind": "score"}
-        for name in SCORES
-        for layer in range(n_layers)
-    ]
-    rows += [{"layer": n, "series": TRACING, "value": float(traced.loc[n]), "kind": "trace"} for n in range(n_layers)]
-    drawn = pd.DataFrame(rows)
-    drawn["shown"] = [text.probability(v) if v == v else "not done yet" for v in drawn["value"]]
-    alternative = scores[list(SCORES)].assign(tracing_effect=traced).reset_index()
-    return Figure(
-        title="The same edit at every layer, beside the trace",
-        spec=copy.deepcopy(_layer_spec(n_layers, theme)),
-        data=drawn,
-        sentence=_layers_in_words(alternative),
-        alt_table=alternative,
-        caption=caption,
-    )
-
-
 # --------------------------------------------------------------------------------------------------------- sentences
 
 
@@ -171,28 +126,11 @@ def _probes_in_words(asked: pd.DataFrame, target: str, answer: str) -> str:
     return "; ".join(said) + "."
 
 
-def _layers_in_words(table: pd.DataFrame) -> str:
-    done = table.dropna(subset=["rewrite"])
-    if done.empty:
-        return "No layer is edited yet."
-    best: Any = done.loc[done["rewrite"].idxmax()]
-    said = f"Of {len(done)} layers the edit rewrites best at layer {int(best['layer'])} ({best['rewrite']:.2f}"
-    said += "".join(f", {name} {best[name]:.2f}" for name in SCORES[1:] if not math.isnan(best[name])) + ")"
-    traced = table.dropna(subset=["tracing_effect"])
-    if len(traced):
-        peak: Any = traced.loc[traced["tracing_effect"].idxmax()]
-        said += f"; the tracing effect is largest at layer {int(peak['layer'])} ({peak['tracing_effect']:.2f})"
-    return said + "."
-
-
 # ------------------------------------------------------------------------------------------------------------- specs
 
 
 def _colours(look: Theme) -> dict[str, str]:
-    return {
-        NEW: look.series["relation"], TRUE: look.series["subject"], "rewrite": look.series["relation"],
-        "paraphrase": look.others[0], "neighbourhood": look.series["subject"], TRACING: look.scales["mlp"][2],
-    }  # fmt: skip
+    return {NEW: look.series["relation"], TRUE: look.series["subject"]}
 
 
 @functools.lru_cache(maxsize=32)
@@ -269,51 +207,5 @@ def _loss_spec(last: int, lines: int, theme: ThemeName) -> dict[str, Any]:
         "layer": [
             {"mark": {"type": "line", "strokeWidth": 1.8}, "encoding": encoding},
             {"mark": {"type": "point", "filled": True, "size": 26}, "encoding": {**encoding, "tooltip": tooltip}},
-        ],
-    }
-
-
-@functools.lru_cache(maxsize=32)
-def _layer_spec(n_layers: int, theme: ThemeName) -> dict[str, Any]:
-    look = theme_named(theme)
-    colours = _colours(look)
-    names = [*SCORES, TRACING]
-    x = {
-        "field": "layer", "type": "ordinal", "scale": {"domain": list(range(n_layers))},
-        "axis": {"title": "layer", "labelAngle": 0, "ticks": False},
-    }  # fmt: skip
-    y = {
-        "field": "value", "type": "quantitative", "scale": {"domain": [0, 1], "nice": False},
-        "axis": {"title": "score, and share that is restored", "values": [0, 0.25, 0.5, 0.75, 1], "format": ".2~f"},
-    }  # fmt: skip
-    colour = {
-        "field": "series", "type": "nominal", "scale": {"domain": names, "range": [colours[name] for name in names]},
-        "legend": {"title": None},
-    }  # fmt: skip
-    shape = {
-        "field": "series", "type": "nominal", "legend": None,
-        "scale": {"domain": list(SCORES), "range": ["circle", "square", "triangle-up"]},
-    }  # fmt: skip
-    tooltip = [
-        {"field": "layer", "type": "ordinal"},
-        {"field": "series", "type": "nominal", "title": "what"},
-        {"field": "shown", "type": "nominal", "title": "value"},
-    ]
-    scores = [{"filter": "datum.kind == 'score'"}]
-    encoding = {"x": x, "y": y, "color": colour}
-    return {
-        **base_spec(config(look), width=560, height=240),
-        "layer": [
-            {
-                "transform": [{"filter": "datum.kind == 'trace'"}],
-                "mark": {"type": "bar", "opacity": 0.55},
-                "encoding": {**encoding, "tooltip": tooltip},
-            },
-            {"transform": scores, "mark": {"type": "line", "strokeWidth": 1.5, "invalid": GAPS}, "encoding": encoding},
-            {
-                "transform": [*scores, {"filter": "isValid(datum.value)"}],
-                "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-                "encoding": {**encoding, "shape": shape, "tooltip": tooltip},
-            },
         ],
     }

@@ -481,7 +481,10 @@ def _data(
     return data
 
 
-DRAWING_COLUMNS = ("empty", "cursor", "null", "first", "pale", "x0", "x1", "row", "about", "shown", "beside", "place")
+DRAWING_COLUMNS = (
+    "empty", "cursor", "null", "first", "pale", "x0", "x1", "row", "about", "shown", "beside", "place", "means",
+    "rewrite_shown", "paraphrase_shown", "neighbourhood_shown",
+)  # fmt: skip
 """Columns that only draw: left out of a table download."""
 
 
