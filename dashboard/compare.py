@@ -54,6 +54,7 @@ class Panel:
         doubts: why a result's places may not be named although the model knows the fact.
         one_row: whether the result is one number for all layers, which meets the other side's whatever layers it cut.
         public: the spec as it may be shown to others.
+        cost, far: as ``panels.run`` takes them.
     """
 
     name: str
@@ -75,6 +76,8 @@ class Panel:
     doubts: Callable[[Any], Sequence[str]] = lambda result: ()
     one_row: bool = False
     public: Callable[[Any], Any] = lambda spec: spec
+    cost: Callable[[View, Any], runs.Cost] | None = None
+    far: Callable[[Snapshot], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -391,9 +394,13 @@ def _row(panel: Panel, sides: Sequence[Side]) -> None:
             line = panels.heading(f"{panel.heading}: {name}{_state_of(side, sides)}", panel.method)
             passes = panel.passes(side.view, side.prediction)
             slot, model = f"{panel.slot}{ending}", side.view.model
+            cost = None if panel.cost is None else panel.cost(side.view, side.prediction)
             found.append(
-                panels.run(line, slot, panel.kind, side.query, side.spec, passes, side.prediction, model=model)
-            )
+                panels.run(
+                    line, slot, panel.kind, side.query, side.spec, passes, side.prediction, model=model, cost=cost,
+                    far=panel.far,
+                )
+            )  # fmt: skip
     drawn = [
         None if seen is None or seen.value is None else _drawn(panel, seen.value, side)
         for seen, side in zip(found, sides, strict=True)

@@ -760,18 +760,58 @@ def probe_bars(evaluation: Any) -> Figure:
     )
 
 
-def layer_scores(result: Any) -> Figure:
-    """Scores of one edit at every layer, beside the tracing effect."""
+def layer_scores(result: Any, *, null: Any = None, unnamed: str = "", untraced: str = "") -> Figure:
+    """Scores of one edit at every layer, beside the tracing effect; grey where ``null``, the same trace on random
+    weights, gives back as much.
+
+    Args:
+        unnamed, untraced: why no layer may be named, and why none of the trace.
+    """
     spec = result.spec
-    words = (
-        f"{spec.method} with {result.edit_window} layer{'s' if result.edit_window > 1 else ''} at once, "
-        f"{spec.problem.replace('-', ' ')}; trace of {TRACED[spec.site]}, noise {spec.noise}, seed {spec.seed}"
-    )
-    tracing = pd.DataFrame({"layer": result.layers, "tracing_effect": result.tracing_effect})
+    changed = "".join(f", {name} {value}" for name, value in spec.settings)
+    together = f"{result.edit_window} layers at once" if result.edit_window > 1 else "one layer at once"
+    target = f" \u2192 {spec.new_answer.strip()}" if spec.new_answer else ""
+    words = f"{stack.METHODS[spec.method]}, {together}, {spec.problem.replace('-', ' ')}{target}, preset {spec.preset}"
     return charts.layer_scores(
         result.table(),
         n_layers=result.model.n_layers,
-        tracing=tracing,
+        tracing=pd.DataFrame({"layer": result.layers, "tracing_effect": result.tracing_effect}),
+        site=spec.site,
         theme=theme(),
-        caption=caption(result, words),
+        cursor_layer=_cursor_layer(),
+        grey=untold_layers(result.trace, null),
+        unnamed=unnamed,
+        untraced=untraced,
+        caption=caption(result, f"{words}{changed}, seed {spec.seed}", _trace_words(result.trace)),
     )
+
+
+def layers_difference(both: Any) -> Figure:
+    """B - A of the scores and of the tracing effect."""
+    names = ("rewrite", "paraphrase", "neighbourhood", "tracing_effect")
+    found = [
+        both.table.rename(columns={f"{name}_a": "a", f"{name}_b": "b"})[["layer", "a", "b"]].assign(
+            series=name.replace("_", " ")
+        )
+        for name in names
+    ]
+    return both.lines(pd.concat(found, ignore_index=True), quantity="probability", what="score, share restored")
+
+
+def why_untraced(doubts: Sequence[str], trace: Any) -> str:
+    """Why no layer of a trace may be named; empty where one may be."""
+    doubt = next(iter((*doubts, *incomplete(trace))), "").rstrip(".")
+    return doubt[:1].lower() + doubt[1:]
+
+
+def untold_layers(trace: Any, null: Any) -> tuple[int, ...]:
+    """The layers where the trace gives back no more, at any token, than the same trace does on random weights."""
+    if null is None:
+        return ()
+    own, other = (_largest_effect(one) for one in (trace, null))
+    return tuple(n for n, mine, its in zip(trace.layers, own, other, strict=True) if not mine > max(its, 0.0))
+
+
+def _largest_effect(trace: Any) -> np.ndarray:
+    """By layer, over tokens; minus infinity where nothing is computed."""
+    return np.nan_to_num(trace.indirect_effect, nan=-np.inf).max(axis=0)

@@ -202,6 +202,19 @@ class EditChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayersChoice:
+    """Parameters of the Layers page that are not the Edit page's (the edit) or the Trace page's (noise and window).
+
+    Attributes:
+        site: what the trace restores.
+        together: layers that are edited together; None takes one, for MEMIT the preset's number.
+    """
+
+    site: TraceSite = field(default="mlp", metadata=DRAWN)
+    together: int | None = field(default=None, metadata=DRAWN)
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
     """Everything that a link restores, but for the page, which is the path.
 
@@ -218,6 +231,7 @@ class View:
     enrich: EnrichChoice = field(default_factory=EnrichChoice)
     heads: HeadsChoice = field(default_factory=HeadsChoice)
     edit: EditChoice = field(default_factory=EditChoice)
+    layers: LayersChoice = field(default_factory=LayersChoice)
     a: View | None = None
 
 
@@ -263,6 +277,8 @@ def to_params(view: View) -> Params:
         ("variant", view.heads.edges, "none"),
         ("heads-null", None if view.heads.null is None else int(view.heads.null), None),
         ("enrich-null", None if view.enrich.null is None else int(view.enrich.null), None),
+        ("layers-site", view.layers.site, "mlp"),
+        ("edit-window", view.layers.together, None),
     ]
     params = {name: [str(value)] for name, value, default in entries if value is not None and value != default}
     if flow.edges:
@@ -388,6 +404,10 @@ def _view(reader: _Reader) -> View:
             layers=reader.read("layers", layers, (), "layers such as 5, 3-7 or 3,5"),
             target=reader.text("new-answer", MAX_NAME),
             settings=reader.texts("set", MAX_SETTINGS, 120),
+        ),
+        layers=LayersChoice(
+            site=reader.choice("layers-site", get_args(TraceSite), "mlp"),
+            together=reader.number("edit-window", 1, 999, None),
         ),
         patch=PatchChoice(
             prompt=reader.text("cf-prompt", MAX_PROMPT),

@@ -27,6 +27,7 @@ page = st.navigation(
         st.Page("../pages/heads.py", title="Heads", icon=":material/hub:", url_path="heads"),
         st.Page("../pages/trace.py", title="Trace", icon=":material/healing:", url_path="trace"),
         st.Page("../pages/edit.py", title="Edit", icon=":material/edit_note:", url_path="edit"),
+        st.Page("../pages/layers.py", title="Layers", icon=":material/stacked_bar_chart:", url_path="layers"),
     ],
     position="top",
 )

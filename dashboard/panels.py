@@ -67,27 +67,32 @@ def run(
     prediction: Any,
     *,
     model: ModelChoice | None = None,
+    cost: runs.Cost | None = None,
+    far: Callable[[Snapshot], str] | None = None,
 ) -> Snapshot | None:
     """A run and its bar in a heading's line: cost before the click, progress with Cancel, what was kept.
 
     Args:
         model: another than the session's.
+        cost: what it will take, where that is no number of interventions.
+        far: how far it is in words, where passes say little.
 
     Returns:
         What there is of the run; None while it waits for the click.
     """
-    key = waits(slot, kind, query, spec, passes, prediction, model=model)
+    cost = cost or runs.cost(kind, prediction, passes, model=model)
+    key = waits(slot, kind, query, spec, passes, prediction, model=model, cost=cost)
     if key is not None:
         runs.release(slot)
         with line:
             st.button(
                 "Run", key=f"run-{slot}", icon=":material/play_arrow:", type="primary", on_click=runs.start, args=[key]
             )
-            st.caption(runs.cost(kind, prediction, passes, model=model).words(), width="content")
+            st.caption(cost.words(), width="content")
         return None
     found = runs.request(slot, kind, query, spec, model=model)
     with line:
-        _bar(slot, found)
+        _bar(slot, found, far or _passes_done)
     if found.state == "failed" and found.error is not None:
         messages.show_error(found.error)
         st.button("Try again", key=f"again-{slot}", on_click=runs.again, args=[slot])
@@ -122,35 +127,48 @@ def with_null(choice: Any, prediction: Any, found: Snapshot | None) -> bool:
 
 
 def waits(
-    slot: str, kind: Kind, query: Query, spec: Any, passes: int, prediction: Any, *, model: ModelChoice | None = None
+    slot: str,
+    kind: Kind,
+    query: Query,
+    spec: Any,
+    passes: int,
+    prediction: Any,
+    *,
+    model: ModelChoice | None = None,
+    cost: runs.Cost | None = None,
 ) -> str | None:
     """The key of a run that is so long that it waits for a click; None where it goes on, or is there, by itself."""
     key = runs.key_of(kind, query, spec, model=model)
-    if not runs.cost(kind, prediction, passes, model=model).asks or runs.was_started(key):
+    cost = cost or runs.cost(kind, prediction, passes, model=model)
+    if not cost.asks or runs.was_started(key):
         return None
     return key if runs.peek(slot, kind, query, spec, model=model) is None else None
 
 
-def _bar(slot: str, found: Snapshot) -> None:
+def _bar(slot: str, found: Snapshot, far: Callable[[Snapshot], str]) -> None:
     """Progress with time left and queue place, and Cancel; or that it was cancelled."""
     if found.state in ("waiting", "running"):
-        st.progress(found.done / found.total if found.total else 0.0, text=progress_words(found), width="stretch")
+        st.progress(found.done / found.total if found.total else 0.0, text=progress_words(found, far), width="stretch")
         st.button("Cancel", key=f"cancel-{slot}", on_click=runs.cancel, args=[slot], type="tertiary")
     elif found.state == "cancelled":
-        kept = f"Cancelled at {found.done:,} of {found.total:,}" if found.total else "Cancelled before it began"
+        kept = f"Cancelled at {far(found)}" if found.total else "Cancelled before it began"
         st.markdown(
             f":orange[{kept}{': the figure is partial.' if found.partial is not None else '.'}]", width="content"
         )
         st.button("Run again", key=f"again-{slot}", on_click=runs.again, args=[slot], type="tertiary")
 
 
-def progress_words(found: Snapshot) -> str:
+def _passes_done(found: Snapshot) -> str:
+    return f"{found.done:,} of {found.total:,}"
+
+
+def progress_words(found: Snapshot, far: Callable[[Snapshot], str] = _passes_done) -> str:
     """How far a run is: "37 of 96, 4 s left"."""
     if found.state == "waiting":
         return f"waiting, {found.ahead} before this one" if found.ahead else "starting"
     left = "" if found.seconds_left is None else f", {runs.duration(found.seconds_left)} left"
     queue = f", shared with {_others(found.ahead)}" if found.ahead else ""
-    return f"{found.done:,} of {found.total:,}{left}{queue}"
+    return f"{far(found)}{left}{queue}"
 
 
 def _others(count: int) -> str:
@@ -167,6 +185,7 @@ def figure(
     legend: int = 90,
     point: bool = True,
     beside: int = 1,
+    whole: Callable[[], bytes] | None = None,
 ) -> None:
     """A figure with its sentence, table, exports and Python lines. A click on a cell moves the cursor.
 
@@ -176,6 +195,7 @@ def figure(
         legend: characters in a line of the legend's title.
         point: whether a click moves the cursor.
         beside: how many figures like this one stand side by side; many marks together are drawn on a canvas.
+        whole: the result as the command line's JSON, for a download.
     """
     spec = copy.deepcopy(shown.spec)
     if height is not None:
@@ -194,7 +214,7 @@ def figure(
             st.vega_lite_chart(shown.data, spec, theme=None)
     with st.container(horizontal=True, vertical_alignment="top", gap="small", key=f"about-{name}"):
         parts.note("quiet", [shown.sentence], key=f"sentence-{name}")
-        _export(shown, name, code, complete=found.finished)
+        _export(shown, name, code, complete=found.finished, whole=whole)
 
 
 def _wrap_legends(spec: dict[str, Any], width: int) -> None:
@@ -253,19 +273,19 @@ def _point(key: str) -> None:
         st.session_state["point-at-last"] = layer
 
 
-def _export(shown: Figure, name: str, code: str, *, complete: bool) -> None:
+def _export(shown: Figure, name: str, code: str, *, complete: bool, whole: Callable[[], bytes] | None = None) -> None:
     drawer = st.popover(
         "",
         icon=":material/download:",
         type="tertiary",
         key=f"export-{name}",
         on_change="rerun",
-        help="Table, SVG, PNG, CSV, Python",
+        help="Table, SVG, PNG, CSV, Python" if whole is None else "Table, SVG, PNG, CSV, JSON, Python",
     )
     if not drawer.open:
         return
     with drawer:
-        _downloads(shown, name)
+        _downloads(shown, name, whole)
         if not complete:
             st.caption("The run has not finished: these are the cells so far.")
         parts.note("plain", [shown.sentence], key=f"alternative-{name}")
@@ -275,7 +295,7 @@ def _export(shown: Figure, name: str, code: str, *, complete: bool) -> None:
         st.code(code, language="python")
 
 
-def _downloads(shown: Figure, name: str) -> None:
+def _downloads(shown: Figure, name: str, whole: Callable[[], bytes] | None = None) -> None:
     from factscope.charts import export
 
     forms: list[tuple[str, str, Callable[[Figure], bytes]]] = [
@@ -283,6 +303,8 @@ def _downloads(shown: Figure, name: str) -> None:
         ("PNG", "image/png", export.png),
         ("CSV", "text/csv", export.csv),
     ]
+    if whole is not None:
+        forms.append(("JSON", "application/json", lambda figure: whole()))
     with st.container(horizontal=True):
         for form, mime, write in forms:
             st.download_button(
@@ -400,6 +422,16 @@ def detail(
     if cursor.layer >= 0 and st.button("Heads at this layer", icon=":material/hub:", width="stretch", key="heads-here"):
         state.point_at(cursor.position, cursor.layer)
         st.switch_page("../pages/heads.py")
+    if cursor.layer >= 0 and st.button(
+        "Edit at this layer", icon=":material/edit_note:", width="stretch", key="edit-here"
+    ):
+        edit_at((cursor.layer,))
+
+
+def edit_at(layers: tuple[int, ...]) -> None:
+    """Go to the Edit page with these layers filled in."""
+    state.choose("edit", layers=layers)
+    st.switch_page("../pages/edit.py")
 
 
 def _effect(map_result: Any | None, cursor: Any) -> list[str]:

@@ -17,6 +17,7 @@ from dashboard.link import (
     Sever,
     TraceChoice,
     TraceSite,
+    View,
 )
 from factscope.editors import presets
 from factscope.errors import SpecError
@@ -25,6 +26,7 @@ from factscope.experiments.attention_pattern import PatternSpec
 from factscope.experiments.attribute_extraction import ExtractionSpec
 from factscope.experiments.counterfactual_patching import CounterfactualSpec
 from factscope.experiments.edit_evaluation import EvaluationSpec
+from factscope.experiments.edit_layers import LayersSpec
 from factscope.experiments.editing import EditingSpec
 from factscope.experiments.heads import HeadsSpec
 from factscope.experiments.logit_lens import LensSpec
@@ -271,6 +273,34 @@ def edit_settings(choice: EditChoice, info: Any) -> Any:
     """
     changed = dict(_setting(choice, text) for text in choice.settings)
     return presets.preset(preset_name(choice, info), choice.method, choice.problem, info, choice.layers, **changed)
+
+
+def layers(view: View, info: Any) -> LayersSpec:
+    """The edit of the Edit page at every layer, beside the trace of the Trace page.
+
+    An edit's own noise and seed are those of its settings, so that it is the edit that Apply would make.
+
+    Raises:
+        SpecError: a setting cannot be read.
+    """
+    choice, trace = view.edit, view.trace
+    own = edit_settings(replace(choice, layers=()), info)
+    changed = dict(_setting(choice, text) for text in choice.settings)
+    kept = {"noise": own.noise} if own.noise != trace.noise else {}
+    kept |= {"seed": own.seed} if own.seed != trace.seeds[0] else {}
+    return LayersSpec(
+        method=choice.method,
+        problem=choice.problem,
+        preset=preset_name(choice, info),
+        settings=tuple({**kept, **changed}.items()),
+        new_answer=choice.target if choice.problem == INJECTION else None,
+        edit_window=view.layers.together,
+        site=view.layers.site,
+        window=None if view.layers.site == "hidden" else trace.window,
+        samples=trace.samples,
+        noise=trace.noise,
+        seed=trace.seeds[0],
+    )
 
 
 def _setting(choice: EditChoice, text: str) -> tuple[str, Any]:

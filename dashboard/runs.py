@@ -27,7 +27,7 @@ from factscope.queries import Query
 
 Kind = Literal[
     "prediction", "attention_knockout", "logit_lens", "heads", "attribute_extraction", "attention_pattern",
-    "causal_tracing", "counterfactual_patching", "subject_enrichment", "sub_updates",
+    "causal_tracing", "counterfactual_patching", "subject_enrichment", "sub_updates", "edit_layers",
 ]  # fmt: skip
 SPREAD = "spread"
 """The choice of device that lets accelerate spread a model over devices and disk."""
@@ -303,19 +303,25 @@ def _reading(view: View, side: str) -> Reading:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run will take: interventions and seconds, measured on this model where something was run already."""
+    """What a run will take: interventions and seconds, measured on this model where something was run already.
+
+    Attributes:
+        what: one of the passes. unasked: whether a short run may start by itself.
+    """
 
     passes: int
     seconds: float
+    what: str = "run"
+    unasked: bool = True
 
     @property
     def asks(self) -> bool:
         """Whether it is so long that a person should start it."""
-        return self.seconds > ASK_ABOVE_SECONDS
+        return not self.unasked or self.seconds > ASK_ABOVE_SECONDS
 
     def words(self) -> str:
         """For the run bar: "96 runs, about 3 s"."""
-        return f"{self.passes:,} {'run' if self.passes == 1 else 'runs'}, {duration(self.seconds)}"
+        return f"{self.passes:,} {self.what}{'' if self.passes == 1 else 's'}, {duration(self.seconds)}"
 
 
 def cost(kind: Kind, prediction: Any, passes: int, *, model: ModelChoice | None = None) -> Cost:

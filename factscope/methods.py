@@ -366,11 +366,13 @@ _ALL = (
             "Trace the fact: the tracing effect of a layer is the largest share of what the corruption took that it "
             "gives back.",
             "Edit at every layer, each time from the same weights.",
-            "Score every edit: the fact, other words for it, neighbours.",
+            "Score every edit: the fact, other words for it, neighbours; the best layer has the highest harmonic mean.",
             "Compare by eye: the layers of one fact are no sample, so nothing is correlated.",
         ),
+        dark="Bars are the tracing effect. A grey bar gives back no more than the same trace on random weights, and is "
+        "not named as a peak.",
         misleads="One fact is one fact. Over many facts Hase et al. found that tracing does not tell the better layer; "
-        "a small model may behave otherwise.",
+        "a small model may behave otherwise. At the last layer ROME and MEMIT write where nothing reads any more.",
         source="Hase et al. 2023 (arXiv 2301.04213), sections 3 to 5.",
     ),
 )

@@ -13,7 +13,9 @@ from dashboard.link import (
     MAX_EDGES,
     MAX_PROMPT,
     Cursor,
+    EditChoice,
     FlowChoice,
+    LayersChoice,
     LensChoice,
     ModelChoice,
     PatchChoice,
@@ -68,6 +70,8 @@ VIEW = View(
         measure="log_odds",
         roles="attention",
     ),
+    edit=EditChoice(method="memit", problem="fact-erasure", preset="memit", layers=(2, 3), settings=("steps=5",)),
+    layers=LayersChoice(site="attention", together=3),
 )
 
 
@@ -125,6 +129,9 @@ def test_a_prompt_without_the_rest_is_no_mixture_with_the_home_fact() -> None:
         ("sever", "both", "none, mlp, attention"),
         ("trace-window", "0", "from 1 to 999"),
         ("roles", "block", "hidden, mlp, attention"),
+        ("layers-site", "<b>mlp</b>", "hidden, mlp, attention"),
+        ("edit-window", "0", "from 1 to 999"),
+        ("edit-window", "all", "whole number"),
     ],
 )
 def test_what_cannot_be_used_gives_a_sentence_and_the_default(name: str, value: str, says: str | None) -> None:

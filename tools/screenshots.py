@@ -27,8 +27,13 @@ HOME = "fact"  # the page at /
 SIZE = {"width": 1280, "height": 720}
 START_SECONDS = 120
 PAINT_MILLISECONDS = 60_000
+RUN_MILLISECONDS = 300_000
 DRAWN = "svg.marks, canvas.marks, .st-key-edit-apply button"
 """A figure; on the page for edits, which has none before one is made, its button."""
+ASKED = {"layers": "?new-answer=Rome"}
+"""What a page's address says, where nothing is shown before something is asked."""
+RUN = {"layers": ".st-key-run-layers button"}
+"""What is clicked first; a page that was shown before in the same server has its figure already."""
 
 
 def main(wanted: list[str]) -> int:
@@ -87,10 +92,15 @@ def take(browser: Browser, address: str, page: str, scheme: str) -> Path:
     context = browser.new_context(viewport=SIZE, color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
     try:
         view = context.new_page()
-        view.goto(f"{address}/{'' if page == HOME else page}")
+        view.goto(f"{address}/{'' if page == HOME else page}{ASKED.get(page, '')}")
+        if page in RUN:
+            view.locator(f"{RUN[page]}, {DRAWN}").first.wait_for(timeout=PAINT_MILLISECONDS)
+            if view.locator(RUN[page]).count():
+                view.locator(RUN[page]).click()
         view.locator(DRAWN).first.wait_for(timeout=PAINT_MILLISECONDS)
         view.locator('[data-testid="stApp"][data-test-script-state="notRunning"]').wait_for(timeout=PAINT_MILLISECONDS)
-        view.locator('[class*="st-key-cancel-"]').last.wait_for(state="detached", timeout=PAINT_MILLISECONDS)
+        patience = RUN_MILLISECONDS if page in RUN else PAINT_MILLISECONDS
+        view.locator('[class*="st-key-cancel-"]').last.wait_for(state="detached", timeout=patience)
         view.wait_for_timeout(1500)  # fonts and the last frame; there is no event for either
         target = FOLDER / f"{page}-{scheme}.png"
         view.screenshot(path=target)
