@@ -85,11 +85,12 @@ def export_merged(model: ModelHandle, folder: Path | str, *, stored: Stored = "l
     return tuple(said)
 
 
-def export_peft(model: ModelHandle, folder: Path | str) -> None:
+def export_peft(model: ModelHandle, folder: Path | str, *, portable: bool = False) -> None:
     """Write the edits as a LoRA adapter into a new folder.
 
     Args:
         model: with the edits on.
+        portable: for another machine, so that the adapter does not name a folder of this one as its base.
 
     Raises:
         EditError: no edit is on, one is of full rank or changes a bias, or the folder cannot be used.
@@ -121,7 +122,8 @@ def export_peft(model: ModelHandle, folder: Path | str) -> None:
         raise EditError("the edited maps keep their matrices in two orders, which no LoRA adapter tells", _EXPORTED)
     with _new_folder(folder) as place:
         save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
-        _write_json(place / "adapter_config.json", _adapter_config(model, ranks, fan_in_fan_out=transposed.pop()))
+        config = _adapter_config(model, ranks, _base(model, portable), fan_in_fan_out=transposed.pop())
+        _write_json(place / "adapter_config.json", config)
         _write_provenance(place, model)
 
 
@@ -146,11 +148,13 @@ def type_of(edit: Edit) -> str:
     return edit.model.dtype
 
 
-def _adapter_config(model: ModelHandle, ranks: Mapping[str, int], *, fan_in_fan_out: bool) -> dict[str, Any]:
+def _adapter_config(
+    model: ModelHandle, ranks: Mapping[str, int], base: tuple[str | None, str | None], *, fan_in_fan_out: bool
+) -> dict[str, Any]:
     """With alpha equal to the rank of every map, the product is added as it is."""
     highest = max(ranks.values())
     other = {name: rank for name, rank in ranks.items() if rank != highest}
-    name, revision = _base(model)
+    name, revision = base
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True,
         "base_model_name_or_path": name, "revision": revision,
@@ -160,15 +164,15 @@ def _adapter_config(model: ModelHandle, ranks: Mapping[str, int], *, fan_in_fan_
     }  # fmt: skip
 
 
-def _base(model: ModelHandle) -> tuple[str | None, str | None]:
+def _base(model: ModelHandle, portable: bool) -> tuple[str | None, str | None]:
     """Where PEFT finds the model that the adapter belongs to; nowhere for drawn weights."""
     info = model.info
     if info.name.startswith(RANDOM_PREFIX):
         return None, None
-    if info.name == BUNDLED:
-        return str(bundled_folder()), None
-    path = Path(info.name).expanduser()
-    return (str(path.resolve()), None) if path.is_dir() else (info.name, info.revision)
+    path = bundled_folder() if info.name == BUNDLED else Path(info.name).expanduser()
+    if info.name == BUNDLED or path.is_dir():
+        return (None if portable else str(path.resolve())), None
+    return info.name, info.revision
 
 
 # --------------------------------------------------------------------------------------------------- the weights
