@@ -358,7 +358,8 @@ def short(value: Any) -> str:
     kept = []
     for field in dataclasses.fields(value):
         given = getattr(value, field.name)
-        if field.default is dataclasses.MISSING or given != field.default:
+        usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if usual is dataclasses.MISSING or given != usual:
             kept.append(f"{field.name}={given!r}")
     return f"{type(value).__name__}({', '.join(kept)})"
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from dashboard import help, parts
+from dashboard import edit_verdict, figures, help, panels, parts
+from dashboard.executor import Snapshot
 from factscope.columns import COLUMNS
 
 KINDS = {
     "fact": "fact", "paraphrase": "other words", "neighbour": "neighbour", "other-relation": "same subject",
-    "own": "own", "generation": "text",
+    "own": "own",
 }  # fmt: skip
+KINDS_HELP = (
+    "fact: the edited sentence. other words: the same question, in sentences that the model never saw. neighbour: the "
+    "same question about another subject with the same true answer. same subject: another fact about the subject."
+)
+TEXT = "generation"
 SHOWN = (
     "rewrite", "paraphrase", "neighbourhood", "other_relations_kept", "neighbours_kept", "es", "ps", "ns", "s", "em",
     "pm", "nm", "exact_rewrite", "exact_paraphrase", "exact_neighbourhood", "overall", "overall_harmonic", "essence",
@@ -24,8 +31,9 @@ FIRST = 8
 
 
 def table(evaluation: Any) -> pd.DataFrame:
-    """Every probe before and after, with the difference."""
+    """Every probe before and after, with the difference; texts apart."""
     found = evaluation.table()
+    found = found[found["kind"] != TEXT]
     rows = {
         "kind": [KINDS.get(kind, kind) for kind in found["kind"]],
         "prompt": found["prompt"],
@@ -40,16 +48,46 @@ def table(evaluation: Any) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def texts(evaluation: Any) -> pd.DataFrame:
+    """What the model writes by itself after some beginnings, before and after."""
+    found = evaluation.table()
+    found = found[found["kind"] == TEXT]
+    return pd.DataFrame(
+        {
+            "begins with": found["prompt"],
+            "before": [_one_line(text) for text in found["text_before"]],
+            "after": [_one_line(text) for text in found["text_after"]],
+        }
+    )
+
+
 def _one_line(text: Any) -> str:
     return " ".join(str(text or "").split())
 
 
-def show(evaluation: Any) -> None:
+def show(evaluation: Any, code: str) -> None:
+    """The verdict in words, the table or its bars, and what the model writes by itself."""
+    tone, lines = edit_verdict.sentences(evaluation)
+    parts.note(tone, lines, strong=True, key="edit-verdict")
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="edit-probes-line"):
+        form = st.segmented_control(
+            "Probes as", ["Table", "Bars"], default="Table", key="edit-probes-form", label_visibility="collapsed"
+        )
+        _export(evaluation, code)
+    if form == "Bars":
+        found = Snapshot(key=evaluation.edits[0].key, state="done", result=evaluation)
+        panels.figure(figures.probe_bars(evaluation), name="probes", found=found, code=code, point=False)
+    else:
+        _table(evaluation)
+    _texts(evaluation)
+
+
+def _table(evaluation: Any) -> None:
     """The table; text of the model is text of a cell."""
     shown = table(evaluation)
     config: dict[str, Any] = {
-        "kind": st.column_config.TextColumn("", width=82),
-        "prompt": st.column_config.TextColumn("prompt", width=250),
+        "kind": st.column_config.TextColumn("", width=82, help=KINDS_HELP),
+        "prompt": st.column_config.TextColumn("prompt", width=236),
     }
     for name, words in (("target", "p(new)"), ("true", "p(true)")):
         for when in ("before", "after"):
@@ -59,7 +97,12 @@ def show(evaluation: Any) -> None:
         config[f"{name} change"] = st.column_config.NumberColumn(
             "change", format="%+.3f", width=62, help="After minus before."
         )
-    config |= {f"says {when}": st.column_config.TextColumn(f"says {when}", width=130) for when in ("before", "after")}
+    config |= {
+        f"says {when}": st.column_config.TextColumn(
+            f"says {when}", width=112, help=f"How the model goes on greedily after the prompt, {when} the edit."
+        )
+        for when in ("before", "after")
+    }
     st.dataframe(
         shown,
         hide_index=True,
@@ -70,6 +113,53 @@ def show(evaluation: Any) -> None:
     )
 
 
+def _texts(evaluation: Any) -> None:
+    written = texts(evaluation)
+    if not len(written):
+        return
+    st.caption("What it writes by itself: sampled among the five most probable tokens, the same draws before and after")
+    st.dataframe(written, hide_index=True, height=38 + 26 * min(len(written), 6), row_height=26, key="edit-texts")
+
+
+def _export(evaluation: Any, code: str) -> None:
+    """The probes and scores as files, and the Python lines that compute them."""
+    drawer = st.popover(
+        "", icon=":material/download:", type="tertiary", key="export-edit-probes", on_change="rerun",
+        help="CSV, JSON, Python",
+    )  # fmt: skip
+    if not drawer.open:
+        return
+    with drawer:
+        key = evaluation.edits[0].key[:8]
+        with st.container(horizontal=True):
+            for form, mime, write in (("CSV", "text/csv", as_csv), ("JSON", "application/json", as_json)):
+                st.download_button(
+                    form, data=lambda write=write: write(evaluation),
+                    file_name=f"factscope-probes-{key}.{form.lower()}", mime=mime,
+                    on_click="ignore", key=f"download-probes-{form}",
+                )  # fmt: skip
+        st.caption("The same from Python:")
+        st.code(code, language="python")
+
+
+def as_csv(evaluation: Any) -> bytes:
+    """The probes with the columns of the command line."""
+    return evaluation.table().to_csv(index=False).encode()
+
+
+def as_json(evaluation: Any) -> bytes:
+    """The probes, the scores with their definitions, and how the edit was made."""
+    found = {
+        "model": evaluation.model.name,
+        "revision": evaluation.model.revision,
+        "weights": evaluation.model.weights,
+        "probes": json.loads(evaluation.table().to_json(orient="records")),
+        "scores": json.loads(evaluation.scores().to_json(orient="records")),
+        "summary": json.loads(json.dumps(evaluation.summary(), default=str).replace("NaN", "null")),
+    }
+    return json.dumps(found, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
 def scores(evaluation: Any) -> None:
     """The scores, each with what it means on hover; those that are not there with the reason."""
     found = evaluation.scores().set_index("name")
@@ -78,8 +168,12 @@ def scores(evaluation: Any) -> None:
         for name in there[:FIRST]:
             _score(found, name)
     missing = [name for name in SHOWN if name in found.index and name not in there]
-    more = f"{len(there[FIRST:])} more scores, and " if there[FIRST:] else ""
-    with st.expander(f"{more}{len(missing)} that this edit does not have, with the reason"):
+    rest = len(there[FIRST:])
+    more = [f"{rest} more score{'s' if rest > 1 else ''}"] if rest else []
+    more += [f"{len(missing)} that this edit does not have, with the reason"] if missing else []
+    if not more:
+        return
+    with st.expander(", and ".join(more)):
         with st.container(horizontal=True, gap="medium"):
             for name in there[FIRST:]:
                 _score(found, name)
@@ -139,6 +233,9 @@ def near(result: Any) -> None:
     more = f", {asked} of them asked" if asked < result.n_sharing else ""
     parts.note(
         "quiet",
-        [f"{own} other facts about {result.subject}; {result.n_sharing} facts share the answer {result.answer}{more}."],
+        [
+            f"{own} other fact{'' if own == 1 else 's'} about {result.subject}; "
+            f"{result.n_sharing} facts share the answer {result.answer}{more}."
+        ],
         key="radius-said",
     )

@@ -20,6 +20,7 @@ from dashboard.link import (
     View,
 )
 from factscope.editors import presets
+from factscope.editors.second_moments import AUTO, IDENTITY
 from factscope.errors import SpecError
 from factscope.experiments.attention_knockout import KnockoutSpec
 from factscope.experiments.attention_pattern import PatternSpec
@@ -35,6 +36,7 @@ from factscope.experiments.sub_updates import SubUpdatesSpec
 from factscope.experiments.subject_enrichment import POSITIONS, EnrichmentSpec, Sublayer
 from factscope.experiments.traces import TraceSpec
 from factscope.queries import Query
+from factscope.settings import get_settings
 
 BUNDLED = "bundled"
 BUNDLED_LAYERS = 8
@@ -309,6 +311,8 @@ def _setting(choice: EditChoice, text: str) -> tuple[str, Any]:
     known = {field.name: field for field in fields(presets.METHODS[choice.method])}
     if name not in known or name in OF_THE_PAGE:
         raise SpecError(f"{name[:40]!r} is no setting of {choice.method}", f"choose among {', '.join(known)}")
+    if name == "statistics" and value not in (AUTO, IDENTITY) and get_settings().models_allowed is not None:
+        raise SpecError(f"statistics={value[:40]!r} is a file, and this server reads none", f"use {AUTO} or {IDENTITY}")
     return name, read_setting(name, value, str(known[name].type))
 
 

@@ -187,6 +187,11 @@ def look(slot: str) -> Snapshot | None:
     return executor().look(_visitor().id, slot)
 
 
+def watch(slot: str, found: Snapshot) -> None:
+    """Draw the page again while a slot's run, which another run of the script has started, is under way."""
+    st.session_state.setdefault(_WATCHED, {})[slot] = found.state
+
+
 def again(slot: str) -> None:
     """Let a slot's next request run although it failed or was cancelled."""
     st.session_state.setdefault(_AGAIN, set()).add(slot)
@@ -214,6 +219,13 @@ def do(slot: str, key: str, work: Work) -> Snapshot:
 def capabilities(choice: ModelChoice) -> dict[str, Any] | None:
     """What a model supports, if it is in memory."""
     from factscope.models.catalogue import inspect
+
+    handle = loaded(choice)
+    return None if handle is None else inspect(handle)
+
+
+def loaded(choice: ModelChoice) -> Any | None:
+    """A model without edits, if it is in memory."""
     from factscope.models.registry import ModelKey
     from factscope.models.sources import folder_state
 
@@ -226,8 +238,7 @@ def capabilities(choice: ModelChoice) -> dict[str, Any] | None:
         device_map="auto" if spread else None,
         state=folder_state(choice.name),
     )
-    handle = registry().peek(key)
-    return None if handle is None else inspect(handle)
+    return registry().peek(key)
 
 
 def peek(slot: str, kind: Kind, query: Query, spec: Any, *, model: ModelChoice | None = None) -> Any | None:

@@ -38,6 +38,7 @@ class Entry:
         model: the model that it belongs to, without edits.
         evaluation: its probes before and after, where it was made here.
         shared: whether links carry it.
+        made_with: numbers of the edits that were on when it was computed; None if they were not in the stack.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Entry:
     model: ModelChoice
     evaluation: Any = None
     shared: bool = False
+    made_with: tuple[int, ...] | None = None
 
     @property
     def key(self) -> str:
@@ -73,6 +75,7 @@ class Stack:
 
     Attributes:
         asked: the edit that is being computed for him, so that a reload finds its run again. latest: its number.
+        taken: the keys of those that were computed, by number.
     """
 
     def __init__(self, visitor: str, all_stacks: Stacks) -> None:
@@ -83,6 +86,7 @@ class Stack:
         self._count = 0
         self.asked: Any = None
         self.latest: int | None = None
+        self.taken: dict[int | None, str] = {}
         self.seen = time.monotonic()
 
     def __len__(self) -> int:
@@ -125,6 +129,7 @@ class Stack:
             self.refuse(edit.n_bytes)
             self._count += 1
             entry = Entry(number=self._count, edit=edit, model=model.original, evaluation=evaluation)
+            entry = replace(entry, made_with=self._made_with(entry))
             self._entries = (*self._entries, entry)
             return entry
 
@@ -154,7 +159,10 @@ class Stack:
         return (*own, *(key for key in keys if key not in own))
 
     def made_with(self, entry: Entry) -> tuple[int, ...] | None:
-        """Numbers of the edits that were on when an edit was computed; None if they are no longer in the stack."""
+        """Numbers of the edits that were on when an edit was computed, undone ones too; None if never here."""
+        return self._made_with(entry) if entry.made_with is None else entry.made_with
+
+    def _made_with(self, entry: Entry) -> tuple[int, ...] | None:
         from factscope.editors.edit import fingerprint
 
         others = [other for other in self.entries(entry.model) if other.key != entry.key]

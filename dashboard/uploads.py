@@ -52,6 +52,31 @@ def attributes(source: AttributeSource) -> str | None:
     return _kept(files, several) if files else None
 
 
+def text(label: str, key: str) -> str | None:
+    """Where a visitor's text lies; None as long as it is missing.
+
+    Raises:
+        DatasetError: it is too large.
+    """
+    given = st.file_uploader(
+        label,
+        type=[suffix.removeprefix(".") for suffix in SUFFIXES],
+        key=key,
+        help="At most 5 MB. It stays on this server while the page is open, and is not in the link.",
+    )
+    if given is None:
+        return None
+    content = given.getvalue()
+    if len(content) > MAX_BYTES:
+        raise DatasetError(f"this text has more than {MAX_BYTES:,} bytes", "give a smaller one")
+    place = Path(_folder().name) / hashlib.sha256(content).hexdigest()[:16]
+    place.mkdir(exist_ok=True)
+    path = place / _plain_name(str(given.name), ".txt")
+    if not path.exists():
+        path.write_bytes(content)
+    return str(path)
+
+
 def _kept(files: Sequence[Any], several: bool) -> str:
     """Where the content lies; the same content always in the same place."""
     contents = [(Path(str(file.name)).name, file.getvalue()) for file in files]
@@ -72,7 +97,7 @@ def _kept(files: Sequence[Any], several: bool) -> str:
     return str(place if several else place / table)
 
 
-def _plain_name(name: str) -> str:
-    """The name of a visitor's table, by which errors call it: letters, digits and a few marks, nothing else."""
+def _plain_name(name: str, suffix: str = ".csv") -> str:
+    """The name of a visitor's file, by which errors call it: letters, digits and a few marks, nothing else."""
     stem = re.sub(r"[^\w ()+-]+", "_", Path(name).stem)[:_LONGEST_NAME].strip(" _")
-    return f"{stem or _TABLE}.csv"
+    return f"{stem or _TABLE}{suffix}"

@@ -11,7 +11,7 @@ from dashboard import messages, parts, stack, state
 from dashboard.link import ModelChoice
 from dashboard.panels import edit_file
 from dashboard.stack import Entry
-from factscope.errors import EditError
+from factscope.errors import EditError, FactScopeError
 
 REFUSED = "edit-refused"
 """Where the session keeps why its last edit was not taken."""
@@ -116,11 +116,11 @@ def load() -> None:
 
 
 def _take(given: Any) -> None:
-    from dashboard import editing
+    from dashboard import edit_entries
 
     try:
-        entry = editing.take_file(given.getvalue())
-    except EditError as error:
+        entry = edit_entries.take_file(given.getvalue())
+    except FactScopeError as error:
         st.session_state[REFUSED] = error
         return
     st.session_state.pop(REFUSED, None)
@@ -156,8 +156,6 @@ def _row(entry: Entry, on: bool) -> None:
                 help="The address says which edits are on. Only if this is ticked, whoever opens it gets the edit too; "
                 "without it he sees the original weights, and is told so.",
             )
-            st.caption("A merged folder, or an adapter for PEFT, from the saved file:")
-            st.code(export_line(entry), language="bash")
 
 
 def _guest(key: str, edit: Any, on: bool) -> None:
@@ -191,11 +189,15 @@ def said(edit: Any) -> str:
 
 def _made(entry: Entry) -> str:
     """In which weight state it was computed, where that is not the original one."""
-    before = stack.mine().made_with(entry)
+    own = stack.mine()
+    before = own.made_with(entry)
     if before is None:
-        made = "computed in another weight state, with edits that are no longer here"
+        made = "computed in another weight state, with edits that are not here"
     elif before:
+        here = {other.number for other in own.entries(entry.model)}
+        gone = [number for number in before if number not in here]
         made = f"computed with edit{'s' if len(before) > 1 else ''} {', '.join(map(str, before))} on"
+        made += f" ({', '.join(map(str, gone))} undone since; this change is as it was)" if gone else ""
     else:
         made = "computed on the original weights"
     size = entry.edit.n_bytes
@@ -214,13 +216,3 @@ def saved(edit: Any) -> bytes:
         path = Path(folder) / edit_file(edit.key)
         save_edit(edit, path)
         return path.read_bytes()
-
-
-def export_line(entry: Entry) -> str:
-    """The command that writes the edited model, or an adapter."""
-    model = entry.model
-    options = [] if model.name == "bundled" else [f"--model {model.name!r}"]
-    options += [f"--revision {model.revision}"] if model.revision else []
-    options += [f"--dtype {model.dtype}"] if model.dtype != "float32" else []
-    form = "merged" if entry.edit.method == "ft" else "peft"
-    return " ".join(["factscope export", *options, f"--edit {edit_file(entry.key)} --to FOLDER --as {form}"])

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import streamlit as st
 
-from dashboard import editing, figures, flow_of_edit, messages, panels, parts, probes, requests, runs, state, weights
+from dashboard import (
+    edit_cost,
+    edit_entries,
+    edit_export,
+    edit_statistics,
+    edit_words,
+    editing,
+    figures,
+    flow_of_edit,
+    messages,
+    panels,
+    parts,
+    probes,
+    requests,
+    runs,
+    state,
+    weights,
+)
 from dashboard.link import MAX_NAME, layers, layers_text
 
 METHODS = {"rome": "ROME", "memit": "MEMIT", "ft": "FT"}
 PROBLEMS = {
-    "error-injection": "error injection: say something else",
-    "fact-erasure": "fact erasure: say it less",
-    "fact-amplification": "fact amplification: say it more",
-    "fact-forcing": "fact forcing: say it with a noised subject",
-    "tracing-reversal": "tracing reversal: say what the noised subject gives",
+    "error-injection": "error injection",
+    "fact-erasure": "fact erasure",
+    "fact-amplification": "fact amplification",
+    "fact-forcing": "fact forcing",
+    "tracing-reversal": "tracing reversal",
 }
+PLACEHOLDER = "?"
+"""Stands for the new answer while its cost is counted before it is named."""
+PROBLEMS_HELP = (
+    "What the edit is to do (Hase et al. 2023). error injection: say another answer. fact erasure: say the true one "
+    "less. fact amplification: say it more. fact forcing: say it although the subject is noised. tracing reversal: say "
+    "what the noised subject gives."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """What is to be done.
+
+    Attributes:
+        spec: the request. settings: those that it has. files: what the visitor wrote, by the names in the request.
+    """
+
+    spec: Any
+    settings: Any
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 def draw() -> None:
@@ -26,12 +64,13 @@ def draw() -> None:
     left, right = st.columns([0.66, 0.34], gap="medium")
     with left, messages.caught():
         line = panels.heading("Edit this fact", "edit")
-        spec, settings, n_facts = _form(prediction)
-        _apply(line, prediction, spec, settings, n_facts)
+        _apply(line, prediction, _form(prediction))
     with right, messages.caught():
         panels.heading("Your edits", "edit")
         weights.panel()
-        weights.load()
+        with st.container(horizontal=True, vertical_alignment="center", gap="small", key="edit-files"):
+            weights.load()
+            edit_export.show()
         _refused()
     entry, found = editing.shown(), editing.under_way()
     if entry is None or entry.evaluation is None:
@@ -40,12 +79,12 @@ def draw() -> None:
         _after(entry, found)
 
 
-def _form(prediction: Any) -> tuple[Any, Any, int]:
-    """What is to be done: gives the request, the settings that it has, and how many facts are edited."""
+def _form(prediction: Any) -> Form:
+    """What is to be done."""
     choice = state.view().edit
-    method, problem, target, place, preset = st.columns([0.27, 0.24, 0.17, 0.13, 0.19], gap="small")
+    method, problem, target, place, preset = st.columns([0.26, 0.25, 0.19, 0.13, 0.17], gap="small")
     _segmented(method, "Method", "method", METHODS, choice.method)
-    _select(problem, "Problem", "problem", PROBLEMS, choice.problem)
+    _select(problem, "Problem", "problem", PROBLEMS, choice.problem, PROBLEMS_HELP)
     injection = choice.problem == requests.INJECTION
     target.text_input(
         "New answer", choice.target or "", key=state.seed("edit-target", choice.target or ""), max_chars=MAX_NAME,
@@ -61,31 +100,36 @@ def _form(prediction: Any) -> tuple[Any, Any, int]:
     names = requests.preset_names(choice.method)
     name = requests.preset_name(choice, prediction.model)
     _select(preset, "Settings of", "preset", {n: n for n in dict.fromkeys([name, *names])}, name)
-    rows, own = editing.more(prediction, settings, choice)
-    facts, n_more = editing.facts_file(rows)
-    spec = requests.editing(choice, prediction.model, facts=facts, probes=editing.probes_file(own))
-    return spec, settings, 1 + n_more
+    rows, own = edit_entries.more(prediction, settings, choice)
+    files: dict[str, bytes] = {}
+    facts, own_probes = edit_entries.facts_file(rows, files), edit_entries.probes_file(own, files)
+    spec = requests.editing(choice, prediction.model, facts=facts, probes=own_probes)
+    return Form(spec=spec, settings=settings, files=files)
 
 
-def _apply(line: Any, prediction: Any, spec: Any, settings: Any, n_facts: int) -> None:
-    found = editing.under_way()
+def _apply(line: Any, prediction: Any, form: Form) -> None:
+    """Apply with what it will cost, or how far it is; then where the statistics come from."""
+    found, query, spec = editing.under_way(), prediction.query.query, form.spec
+    unnamed = spec.problem == requests.INJECTION and not spec.new_answer
+    statistics = edit_statistics.ask(form.settings)
+    cost = edit_cost.ask(query, replace(spec, new_answer=PLACEHOLDER) if unnamed else spec, form.files)
     with line:
         if found is not None and not found.finished:
-            st.progress(found.done / found.total if found.total else 0.0, text=panels.progress_words(found))
+            st.progress(found.done / found.total if found.total else 0.0, text=editing.progress_words(found))
             st.button("Cancel", key="cancel-edit-apply", on_click=editing.cancel, type="tertiary")
         else:
-            missing = spec.problem == requests.INJECTION and not spec.new_answer
+            lacking = statistics.result is not None and statistics.result.error is not None
             st.button(
                 "Apply", key="edit-apply", icon=":material/edit:", type="primary", on_click=editing.apply,
-                args=[prediction.query.query, spec], disabled=missing,
-                help="Name the new answer first." if missing else None,
+                args=[query, spec, form.files, edit_cost.expected(cost)],
+                disabled=unnamed or lacking or statistics.error is not None or cost.error is not None,
+                help="Name the new answer first." if unnamed else None,
             )  # fmt: skip
-            several = f"{n_facts} facts, " if n_facts > 1 else ""
-            st.caption(f"{several}{editing.cost(prediction, settings, n_facts)}", width="content")
-    statistics = editing.statistics(settings)
-    parts.note("quiet", editing.statistics_words(statistics), key="edit-statistics")
-    if statistics.error is not None:
-        messages.show_error(statistics.error)
+            st.caption(edit_cost.words(cost, spec), width="content")
+    edit_statistics.show(statistics)
+    edit_statistics.watch()
+    if cost.error is not None and statistics.error is None:
+        messages.show_error(cost.error)
 
 
 def _refused() -> None:
@@ -114,12 +158,12 @@ def _after(entry: Any, found: Any) -> None:
     evaluation = entry.evaluation
     line = panels.heading(f"Edit {entry.number}: before and after", "edit")
     with line:
-        st.caption(f"p(new) is of {', '.join(editing.targets(evaluation))}", width="content")
+        st.caption(f"p(new) is of {', '.join(edit_words.targets(evaluation))}", width="content")
     with messages.caught():
         flow_of_edit.show(entry.edit)
     with messages.caught():
+        probes.show(evaluation, edit_words.python_lines(evaluation))
         probes.scores(evaluation)
-        probes.show(evaluation)
         messages.show_warnings(evaluation.warnings)
     left, right = st.columns([0.5, 0.5], gap="medium")
     with left, messages.caught():
@@ -128,17 +172,19 @@ def _after(entry: Any, found: Any) -> None:
         else:
             _loss(evaluation, editing.finished(entry), "last")
     with right, messages.caught():
-        parts.note("plain", editing.report_words(entry.edit), key="edit-report")
-        st.code(editing.python_lines(evaluation), language="python")
+        parts.note("plain", edit_words.report_words(entry.edit), key="edit-report")
+        st.code(edit_words.python_lines(evaluation), language="python")
 
 
 def _loss(source: Any, found: Any, name: str) -> None:
-    table = editing.losses(source)
+    table = edit_words.losses(source)
     if not len(table):
         return
     panels.heading("Loss", "edit")
-    shown = figures.loss_curve(table, editing.steps(source), editing.caption(source))
-    panels.figure(shown, name=f"loss-{name}", found=found, code=editing.python_lines(source), height=180, point=False)
+    shown = figures.loss_curve(table, edit_words.steps(source), edit_words.caption(source))
+    panels.figure(
+        shown, name=f"loss-{name}", found=found, code=edit_words.python_lines(source), height=180, point=False
+    )
 
 
 def _segmented(place: Any, label: str, name: str, options: dict[str, str], value: str) -> None:
@@ -149,11 +195,14 @@ def _segmented(place: Any, label: str, name: str, options: dict[str, str], value
     )  # fmt: skip
 
 
-def _select(place: Any, label: str, name: str, options: dict[str, str], value: str) -> None:
+def _select(
+    place: Any, label: str, name: str, options: dict[str, str], value: str, explained: str | None = None
+) -> None:
     key = f"edit-{name}"
     place.selectbox(
         label, list(options), list(options).index(value), format_func=lambda one: options.get(one, one),
-        key=state.seed(key, value), on_change=lambda: editing.choose(name, st.session_state[key] or value),
+        help=explained, key=state.seed(key, value),
+        on_change=lambda: editing.choose(name, st.session_state[key] or value),
     )  # fmt: skip
 
 

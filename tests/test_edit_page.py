@@ -184,12 +184,8 @@ def test_what_cannot_be_done_is_said(open_page: Callable[..., AppTest]) -> None:
     at = open_page(**JAPAN, **{"layers": "9", "new-answer": "Rome"})
     assert "Layer 9 is not between 0 and 7" in said(at)
     same = open_page(**JAPAN, **{"new-answer": "Tokyo"})
-    same.button(key="edit-apply").click().run()
-    deadline = time.monotonic() + 120
-    while "'Tokyo' is the answer" not in said(same):
-        assert time.monotonic() < deadline, said(same)
-        time.sleep(0.3)
-        same.run()
+    assert "'Tokyo' is the answer" in said(same)
+    assert same.button(key="edit-apply").disabled
     assert "Original weights" in badge(same)
 
 

@@ -70,7 +70,7 @@ def test_undoing_one_leaves_the_others_with_their_numbers_and_their_own_keys(sta
     stack.undo(first.key)
     assert [entry.number for entry in stack.entries()] == [2, 3]
     assert stack.find(second.key) is later
-    assert stack.made_with(later) is None
+    assert stack.made_with(later) == (1,)
     assert stack.on(BUNDLED) == (second.key,)
 
 
