@@ -14,6 +14,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import figures, requests, runs, state
+from dashboard.edit_cost import MOST_CORRECTED
 from dashboard.executor import Snapshot
 from dashboard.link import EditChoice, View
 from factscope.charts import text
@@ -27,10 +28,6 @@ PROBLEMS = {
     "fact-forcing": "fact forcing",
     "tracing-reversal": "tracing reversal",
 }
-_STEP = {"rome": 0.6, "memit": 1.5, "ft": 0.8}
-"""Seconds of one step of a method, in forwards of the rows that it sees, until an edit was measured on the model."""
-_ASKED = 12.0
-"""Forwards that the probes of one layer's edit take."""
 
 
 # ------------------------------------------------------------------------------------------------------- beforehand
@@ -63,41 +60,30 @@ def ready(query: Any, spec: Any) -> Snapshot:
     return runs.ask("layers-ready", "whether it can be edited", [query.prompt, query.subject, repr(spec)], compute)
 
 
-def cost(prediction: Any, spec: Any, measured: Any | None, *, null: bool = False) -> runs.Cost:
+def cost(prediction: Any, spec: Any, expected: float | None, *, null: bool = False) -> runs.Cost:
     """What the edits and the trace will take.
 
     Args:
-        measured: forwards on this machine, as ``prepare`` gives them; None takes those of the prediction.
+        expected: seconds of the edits, as ``prepare`` tells them; None while it is not done.
         null: whether the trace is done on random weights too.
     """
-    n_layers = prediction.model.n_layers
-    forward = prediction.seconds / max(1, prediction.passes) if measured is None else measured.forward
-    own = _STEP[spec.method] * (forward if measured is None else measured.rows)
-    usual = own + _ASKED * forward / _steps(spec, prediction.model)
-    per_step = _speeds().get((spec.method, prediction.model.name), usual)
-    seconds = n_layers * _steps(spec, prediction.model) * per_step
+    seconds = (expected or 0.0) * _learned().get((spec.method, prediction.model.name), 1.0)
     trace = runs.cost("causal_tracing", prediction, requests.map_passes(prediction)).seconds
-    return runs.Cost(n_layers, seconds + trace * (2 if null else 1), "edit", unasked=False)
-
-
-def _steps(spec: Any, info: Any) -> int:
-    """Steps of one layer's edit: ROME edits the layers of a window one after another."""
-    own: Any = requests.edit_settings(state.view().edit, info)
-    return own.steps * (max(1, spec.edit_window or 1) if spec.method == "rome" else 1)
+    return runs.Cost(prediction.model.n_layers, seconds + trace * (2 if null else 1), "edit", unasked=False)
 
 
 @st.cache_resource(show_spinner=False)
-def _speeds() -> dict[tuple[str, str], float]:
-    """Seconds of a step, by method and model, as last measured."""
+def _learned() -> dict[tuple[str, str], float]:
+    """What the last edits took, divided by what was expected, by method and model."""
     return {}
 
 
-def learn(result: Any) -> None:
+def learn(result: Any, expected: float | None) -> None:
     """Remember how long the edits of a result took."""
     done = len(result.scores)
-    if done:
-        seconds = (result.seconds - result.trace.seconds) / done
-        _speeds()[result.spec.method, result.model.name] = seconds / _steps(result.spec, result.model)
+    if done == len(result.layers) and expected:
+        taken = (result.seconds - result.trace.seconds) / expected
+        _learned()[result.spec.method, result.model.name] = min(MOST_CORRECTED, max(1 / MOST_CORRECTED, taken))
 
 
 def far(found: Snapshot) -> str:

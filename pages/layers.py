@@ -133,7 +133,7 @@ def _scores(line: Any, prediction: Any, spec: Any, missing: bool) -> tuple[Any, 
         return found, ()
     result = found.value
     layers.follow_click(result)
-    layers.learn(result)
+    layers.learn(result, prepared.result)
     null = None
     if with_null and found.finished and found.state != "failed":
         traced, model = result.trace, model_drawer.random_of(state.view().model)

@@ -267,8 +267,9 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(tmp_path: Path) -> 
         edit_layers.run(model, QUERY, replace(spec, settings=one))
     with pytest.raises(SubjectError):
         edit_layers.prepare(model, Query(prompt="The capital of Japan is"), spec)
-    told = edit_layers.prepare(model, QUERY, replace(spec, method="ft"))
-    assert told.forward > 0 and told.rows > 0
+    few = replace(spec, method="ft", settings=(("steps", 2),), layers=(1,))
+    one, all_layers = (edit_layers.prepare(model, QUERY, asked) for asked in (few, replace(few, layers=())))
+    assert 0 < one < all_layers
 
 
 # ---------------------------------------------------------------------------------------------------------- refusals

@@ -13,14 +13,12 @@ better layer, and finds that it does not.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from factscope.datasets.probes import read_probes
 from factscope.editors.compute import check, edit
@@ -30,7 +28,7 @@ from factscope.editors.second_moments import AUTO, missing_layers, moments_for
 from factscope.editors.specs import EditSpec, FineTuningSpec, MemitSpec, Problem
 from factscope.editors.suffix import multiplier
 from factscope.errors import CapabilityError, SpecError, SubjectError
-from factscope.experiments import causal_tracing
+from factscope.experiments import causal_tracing, edit_cost
 from factscope.experiments.causal_tracing import TraceResult, TraceSpec
 from factscope.experiments.edit_evaluation import EditEvaluation, EvaluationSpec, evaluate
 from factscope.experiments.edit_probes import probes_for
@@ -172,21 +170,8 @@ def run(
     return snapshot()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What can be told before a run.
-
-    Attributes:
-        forward: seconds of a forward of the prompt, measured now. rows: of one with as many rows as a step of the
-            method has.
-    """
-
-    forward: float
-    rows: float
-
-
-def prepare(model: ModelHandle, query: Query | TokenizedQuery, spec: LayersSpec) -> Prepared:
-    """Refuse at once what would fail later, and measure forwards, from which a cost can be told. Nothing is edited.
+def prepare(model: ModelHandle, query: Query | TokenizedQuery, spec: LayersSpec) -> float:
+    """Refuse at once what would fail later, and tell how many seconds all edits will take. Nothing is edited.
 
     Raises:
         InputError: the query or the spec cannot be used, or statistics of keys are missing.
@@ -201,8 +186,9 @@ def prepare(model: ModelHandle, query: Query | TokenizedQuery, spec: LayersSpec)
     _refuse(model, settings)
     if spec.site != "hidden":
         model.require("additive", "restoring the updates of MLP and attention")
-    first = next(iter(settings.values()))
-    return Prepared(forward=_forward(model, seen, 1), rows=_forward(model, seen, _rows(first)))
+    fast, alone = edit_cost.speed(model), EvaluationSpec(texts=0, sampled=False)
+    asked = [replace(_editing(spec, one.layers), evaluation=alone) for one in settings.values()]
+    return sum(edit_cost.estimate(model, seen, one, fast).seconds for one in asked)
 
 
 def _refuse(model: ModelHandle, settings: Mapping[int, EditSpec]) -> None:
@@ -228,23 +214,6 @@ def _refuse(model: ModelHandle, settings: Mapping[int, EditSpec]) -> None:
             moments_for(model, gap, AUTO)
     else:
         moments_for(model, layers[:2], first.statistics)  # two are enough to see that a file is of one layer alone
-
-
-def _rows(settings: EditSpec) -> int:
-    """How many rows a step has: the contexts, the plain prompt, and that which keeps the subject's essence."""
-    if isinstance(settings, FineTuningSpec):
-        return settings.rows if settings.problem == "fact-forcing" else 1
-    return {"rome": 22, "memit": 7}.get(settings.contexts, 2)
-
-
-def _forward(model: ModelHandle, seen: TokenizedQuery, rows: int) -> float:
-    """The faster of two: the first one may be late for reasons of its own."""
-    ids, taken = torch.tensor([seen.ids] * rows, device=model.device), []
-    for _ in range(2):
-        began = time.perf_counter()
-        model.forward(ids, last=1)
-        taken.append(time.perf_counter() - began)
-    return min(taken)
 
 
 def settings_by_layer(model: ModelHandle, spec: LayersSpec) -> dict[int, EditSpec]:
