@@ -58,7 +58,11 @@ def _compare(fact: Any, *, own: bool) -> None:
     """Ask the edited fact, and pin the same of the original weights as A."""
     view = state.view()
     same = view.fact.prompt == fact.text
-    asked = view.fact if same else Query(prompt=fact.text, subject=fact.subject, bos=view.fact.bos)
+    asked = (
+        view.fact
+        if same
+        else Query(prompt=fact.text, subject=fact.subject, occurrence=fact.occurrence, bos=view.fact.bos)
+    )
     asked = replace(asked, answer=fact.target.strip() or fact.answer, foil=None)
     of_a = replace(asked, answer=fact.answer) if own else asked
     flow = view.flow if own else replace(view.flow, measure="log_odds")

@@ -313,8 +313,8 @@ _SECTION = """## Edits
 Written by `python -m examples.edit_claims`; the numbers are in [edit_findings.json](edit_findings.json). Weights
 `{weights}`, preset {preset}, each edit from the original weights. The layer of each method is the one with the
 largest mean of the harmonic mean of rewrite, paraphrase and neighbourhood on {facts} facts of other subjects,
-paraphrased in other sentences. MEMIT edits {window} layers together, named by their centre. Mean over facts, one a
-subject, with 95% intervals by bootstrap over subjects.
+paraphrased in other sentences. MEMIT edits {window} layers together, named by their centre (at the ends those that
+are there). Mean over facts, one a subject, with 95% intervals by bootstrap over subjects.
 
 ROME, error injection: {verdicts}.
 

@@ -19,7 +19,7 @@ from factscope.editors.compute import edit
 from factscope.editors.edit import EditFact, with_edits
 from factscope.editors.files import load_edit
 from factscope.errors import Cancelled, FactScopeError, SpecError, SubjectError
-from factscope.experiments import causal_tracing, edit_layers, editing
+from factscope.experiments import causal_tracing, edit_layers, edit_probes, editing
 from factscope.experiments.edit_evaluation import EditEvaluation, EvaluationSpec, evaluate
 from factscope.experiments.editing import Computing, EditingSpec, losses
 from factscope.experiments.results import coarse_to_fine, tokenized
@@ -346,3 +346,75 @@ def test_the_bundled_model_hides_what_says_nothing_of_it() -> None:
     assert all("recites" in reasons[name] for name in ("fluency", "consistency", "essence", "overall_essence"))
     assert table[table["kind"] == "generation"]["text_before"].str.len().gt(0).all()
     assert result.edited.weights == with_edits(model, result.edits).info.weights
+
+
+# ------------------------------------------------------------------------------------- which fact, which words of it
+
+
+REPEATED = "Japan, I mean Japan, has the capital"
+
+
+def test_noise_of_fact_forcing_is_put_where_the_edit_put_it() -> None:
+    model = tiny_handle()
+    asked = Query(prompt=REPEATED, subject="Japan", answer="Tokyo", occurrence=2)
+    settings = (("steps", 2), ("noise", "0.5"))
+    spec = EditingSpec(
+        method="ft", problem="fact-forcing", preset="rome", layers=(1,), settings=settings, evaluation=SPEC.evaluation
+    )
+    result = editing.run(model, asked, spec)
+    seen = tokenized(model, asked)
+    (fact,) = result.facts
+    question = edit_probes.prompts_of(model, [fact])[0].question
+    assert question.noise is not None and seen.subject is not None and seen.subject[0] > 5
+    assert question.noise.positions == tuple(range(*seen.subject))
+    first = editing.run(model, replace(asked, occurrence=1), spec)
+    p_first, p_second = (one.table()["p_target_before"].iloc[0] for one in (first, result))
+    assert p_first != p_second
+
+
+def test_a_repeated_subject_is_edited_at_every_layer_and_from_a_file(tmp_path: Path) -> None:
+    model = tiny_handle()
+    asked = Query(prompt=REPEATED, subject="Japan", answer="Tokyo", occurrence=2)
+    few = edit_layers.LayersSpec(
+        method="ft", preset="rome", new_answer="Paris", layers=(1,), settings=(("steps", 2),), noise="0.5", samples=2
+    )
+    assert len(edit_layers.run(model, asked, few).table()) == 1
+    (tmp_path / "facts.csv").write_text(f'prompt,subject,answer,new_answer\n"{REPEATED}",Japan,Tokyo,Paris\n')
+    spec = replace(SPEC, method="ft", new_answer=None, settings=(("steps", 2),), facts=str(tmp_path / "facts.csv"))
+    assert editing.run(model, None, spec).facts[0].occurrence == 1
+
+
+def test_records_that_are_not_edited_are_named(tmp_path: Path) -> None:
+    (tmp_path / "facts.csv").write_text(
+        "prompt,subject,answer,new_answer\n"
+        "The capital of Japan is,Japan,Tokyo,Paris\n"
+        "The capital of Peru is,Peruu,Lima,Rome\n"
+        "The capital of Japan is,Japan,Tokyo,Rome\n"
+    )
+    spec = replace(SPEC, method="ft", new_answer=None, settings=(("steps", 1),), facts=str(tmp_path / "facts.csv"))
+    said = editing.run(tiny_handle(), None, spec).warnings
+    assert any("Record 2" in text and "Peruu" in text for text in said)
+    assert any("Record 3" in text and "repeats record 1" in text for text in said)
+    given = Query(prompt="The capital of Japan is", subject="Japan", answer="Tokyo")
+    said = editing.run(tiny_handle(), given, replace(spec, new_answer="Madrid")).warnings
+    assert any("'Paris'" in text and "is not used" in text for text in said)
+
+
+def test_own_probes_reach_a_fact_of_several_and_have_their_own_answers(tmp_path: Path) -> None:
+    (tmp_path / "facts.csv").write_text(
+        "prompt,subject,answer,new_answer\n"
+        "The capital of Japan is,Japan,Tokyo,Paris\nThe capital of Peru is,Peru,Lima,Rome\n"
+    )
+    (tmp_path / "probes.csv").write_text(
+        "prompt,kind,answer\nThe capital of China is,neighbour,Beijing\n"
+        "The currency of Peru is,own,\nThe capital of Chile is,own,\n"
+    )
+    spec = replace(
+        SPEC, method="ft", new_answer=None, settings=(("steps", 1),), facts=str(tmp_path / "facts.csv"),
+        evaluation=replace(SPEC.evaluation, probes=str(tmp_path / "probes.csv")),
+    )  # fmt: skip
+    table = editing.run(tiny_handle(), None, spec).table().set_index("prompt")
+    assert table.loc["The currency of Peru is", "subject"] == "Peru"
+    assert {table.loc[f"The capital of {name} is", "subject"] for name in ("China", "Chile")} == {"Japan"}
+    assert pd.isna(table.loc["The currency of Peru is", "p_true_before"]), "it has no true answer of its own"
+    assert table.loc["The capital of China is", "p_true_before"] > 0

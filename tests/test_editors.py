@@ -469,7 +469,13 @@ def test_presets_are_the_published_constants() -> None:
     assert [bounds["hase-code", "error-injection", w] for w in ((5,), (3, 4, 5, 6, 7))] == [1e-4, 5e-5]
     assert [bounds["hase-code", "tracing-reversal", w] for w in ((5,), (3, 4, 5, 6, 7))] == [1e-3, 1e-3]
     assert [bounds["hase-code", "fact-amplification", w] for w in ((5,), (3, 4, 5, 6, 7))] == [5e-5, 1e-5]
-    assert presets.preset("hase-paper", "ft", "error-injection", info).bound == 1e-3  # type: ignore[union-attr]
+    xl = {
+        (name, problem, several): presets.preset(name, "ft", problem, info, (3, 4) if several else (3,)).bound  # type: ignore[union-attr]
+        for name in ("hase-paper", "hase-code")
+        for problem in ("error-injection", "fact-forcing")
+        for several in (False, True)
+    }
+    assert list(xl.values()) == [1e-3, 1e-4, 5e-4, 5e-5, 1e-4, 5e-5, 1e-4, 1e-4], "the code's bounds know no model"
 
 
 def test_the_bundled_model_has_its_own_presets() -> None:

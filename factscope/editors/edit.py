@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from factscope.errors import CapabilityError, EditError, PromptError, SpecError, SubjectError
 from factscope.interventions.weights import PLACES, WeightDelta, overlay
 from factscope.models.handle import ModelHandle
+from factscope.tokens import find_occurrences
 
 BLANK = "{}"
 """Where a fact's prompt holds the subject."""
@@ -58,6 +59,13 @@ class EditFact:
     def text(self) -> str:
         """The prompt with the subject filled in."""
         return self.prompt.replace(BLANK, self.subject)
+
+    @property
+    def occurrence(self) -> int | None:
+        """Which of the text's occurrences of the subject is edited, from 1; None where it is found at none."""
+        starts = find_occurrences(self.text, self.subject)
+        start = self.prompt.index(BLANK)
+        return starts.index(start) + 1 if start in starts else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,11 +144,9 @@ SETTINGS: tuple[Setting, ...] = (
         )
     ),
     *(
-        _hase(preset, "ft", {"bound": bound}, problem=problem, shape=_XL, several=several)
-        for preset, several, bound in (
-            (_PAPER, False, 1e-3), (_PAPER, True, 1e-4), (_CODE, False, 5e-4), (_CODE, True, 5e-5),
-        )
-        for problem in ("error-injection", "fact-forcing")
+        _hase(_PAPER, "ft", {"bound": bound}, problem=problem, shape=_XL, several=several)
+        for several, bounds in ((False, (1e-3, 5e-4)), (True, (1e-4, 5e-5)))
+        for problem, bound in zip(("error-injection", "fact-forcing"), bounds, strict=True)
     ),
 )  # fmt: skip
 

@@ -26,7 +26,7 @@ from factscope.editors.prompts import asked, target_of
 from factscope.editors.second_moments import IDENTITY, down_width
 from factscope.editors.specs import EditSpec, FineTuningSpec, MemitSpec, RomeSpec
 from factscope.experiments import edit_texts
-from factscope.experiments.edit_probes import answered, completed
+from factscope.experiments.edit_probes import answered, completed, of_one_fact
 from factscope.experiments.editing import EditingSpec, chosen_settings, facts_to_edit
 from factscope.experiments.results import BUNDLED
 from factscope.models.dispatch import Plan
@@ -237,8 +237,9 @@ def _probes(spec: EditingSpec, given: Sequence[tuple[EditFact, tuple[Probe, ...]
     """What is asked about every fact, the fact's own sentence left out."""
     own = () if spec.evaluation.probes is None else read_probes(spec.evaluation.probes)
     found = []
-    for fact, probes in given:
-        mine = [probe for probe in own if fact.subject in probe.prompt] if len(given) > 1 else own
+    subjects = [fact.subject for fact, _ in given]
+    for number, (fact, probes) in enumerate(given):
+        mine = of_one_fact(own, subjects, number)
         found.append(completed(fact.text, [*probes, *answered(mine, fact.answer)]))
     return found
 

@@ -33,6 +33,7 @@ from factscope.experiments.edit_probes import (
     completed,
     goes_on,
     noise_on,
+    of_one_fact,
     probed,
     probes_for,
     prompts_of,
@@ -285,8 +286,9 @@ class _Evaluation:
         self.spec, self.edits = spec, edits
         self.before, self.after = model, with_edits(model, edits)
         first = edits[0].facts[0]
-        asked = Query(prompt=first.text, subject=first.subject, answer=first.answer) if query is None else query
-        self.query = tokenized(model, asked)
+        if query is None:
+            query = Query(prompt=first.text, subject=first.subject, answer=first.answer, occurrence=first.occurrence)
+        self.query = tokenized(model, query)
         self.references = () if spec.references is None else read_references(spec.references)
         self.timed = Timed(progress)
         self.passes = 0
@@ -294,6 +296,7 @@ class _Evaluation:
     def facts(self, probes: Sequence[Sequence[Probe]] | None) -> tuple[ProbedFact, ...]:
         """The edits' facts, each with what is asked about it."""
         own = () if self.spec.probes is None else read_probes(self.spec.probes)
+        subjects = [fact.subject for edit in self.edits for fact in edit.facts]
         found = []
         for edit in self.edits:
             forcing = edit.problem == FORCING
@@ -301,21 +304,17 @@ class _Evaluation:
             for fact in edit.facts:
                 number = len(found)
                 given = () if probes is None else probes[number]
-                mine = [probe for probe in own if fact.subject in probe.prompt] if self._several else own
+                mine = of_one_fact(own, subjects, number)
                 known = given or probes_for(self.before, fact.text, fact.subject, fact.answer)
                 found.append(
                     ProbedFact(
                         prompt=fact.text, subject=fact.subject, target=fact.target or fact.answer or "",
-                        answer=fact.answer, problem=edit.problem, noise=noise,
+                        answer=fact.answer, problem=edit.problem, noise=noise, occurrence=fact.occurrence or 1,
                         seed=int(edit.spec["seed"]) if forcing else 1,
                         probes=completed(fact.text, [*known, *answered(mine, fact.answer)]),
                     )
                 )  # fmt: skip
         return tuple(found)
-
-    @property
-    def _several(self) -> bool:
-        return sum(len(edit.facts) for edit in self.edits) > 1
 
     def of(self, facts: tuple[ProbedFact, ...]) -> EditEvaluation:
         """All steps."""

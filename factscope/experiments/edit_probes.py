@@ -35,6 +35,7 @@ class ProbedFact:
         prompt: the edited sentence, subject filled in. target: what the edit is to make the answer.
         answer: the true answer; None where it is not known.
         problem: which of the five the edit solves.
+        occurrence: which of the prompt's occurrences of the subject is edited, from 1.
         noise: of the subject's embeddings while it is asked; None but in fact forcing. seed: of its draws.
     """
 
@@ -43,6 +44,7 @@ class ProbedFact:
     target: str
     answer: str | None
     problem: str
+    occurrence: int = 1
     probes: tuple[Probe, ...] = ()
     noise: NoiseSource | None = None
     seed: int = 1
@@ -120,11 +122,24 @@ def completed(prompt: str, probes: Sequence[Probe]) -> tuple[Probe, ...]:
 
 
 def answered(own: Iterable[Probe], answer: str | None) -> list[Probe]:
-    """Probes of a file: paraphrases, neighbours and own prompts that name no answer have the fact's."""
-    shares = ("paraphrase", "neighbour", "own")
+    """Probes of a file: paraphrases and neighbours that name no answer have the fact's."""
+    shares = ("paraphrase", "neighbour")
     return [
         Probe(kind=p.kind, prompt=p.prompt, answer=answer if p.answer is None and p.kind in shares else p.answer)
         for p in own
+    ]
+
+
+def of_one_fact(own: Sequence[Probe], subjects: Sequence[str], number: int) -> list[Probe]:
+    """Of one's own probes, what is asked about one of several facts: what names its subject; about the first one also
+    what names none of them.
+    """
+    if len(subjects) == 1:
+        return list(own)
+    return [
+        probe
+        for probe in own
+        if subjects[number] in probe.prompt or (number == 0 and not any(name in probe.prompt for name in subjects))
     ]
 
 
@@ -176,17 +191,17 @@ def prompts_of(model: ModelHandle, facts: Sequence[ProbedFact]) -> list[Prompt]:
 
 
 def _prompt(model: ModelHandle, number: int, fact: ProbedFact, probe: Probe) -> Prompt:
-    seen = read_prompt(model, probe.prompt, fact.subject)
+    seen = read_prompt(model, probe.prompt, fact.subject, fact.occurrence if probe.kind == "fact" else 1)
     texts = [fact.target] if probe.answer is None else [fact.target, probe.answer]
     answers = tuple(checked_target(model, seen, text, "answer").ids for text in texts)
     question = Question(ids=seen.ids, answers=answers, noise=noise_on(fact, seen))
     return Prompt(fact=number, probe=probe, seen=seen, question=question)
 
 
-def read_prompt(model: ModelHandle, prompt: str, subject: str) -> TokenizedQuery:
-    """A prompt's tokens; of a subject that it names several times the first one counts."""
+def read_prompt(model: ModelHandle, prompt: str, subject: str, occurrence: int = 1) -> TokenizedQuery:
+    """A prompt's tokens; where it does not name the subject, without one."""
     try:
-        return tokenized(model, Query(prompt=prompt, subject=subject, occurrence=1))
+        return tokenized(model, Query(prompt=prompt, subject=subject, occurrence=occurrence))
     except SubjectError:
         return tokenized(model, Query(prompt=prompt))
 

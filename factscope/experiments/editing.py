@@ -115,7 +115,9 @@ def run(
 
     probes = [some for _, some in given]
     found = evaluate(model, made, probes, spec.evaluation, query=query, progress=evaluating)
-    return replace(found, spec=spec, seconds=found.seconds + float(made.report.get("seconds", 0.0)))
+    warnings = (*not_edited(facts, spec), *found.warnings)
+    seconds = found.seconds + float(made.report.get("seconds", 0.0))
+    return replace(found, spec=spec, warnings=warnings, seconds=seconds)
 
 
 def chosen_settings(model: ModelHandle, spec: EditingSpec) -> EditSpec:
@@ -165,6 +167,23 @@ def facts_to_edit(
     if not found:
         raise SpecError("no fact is given", "give a prompt with its subject, or a file of facts")
     return found
+
+
+def not_edited(facts: Sequence[EditFact], spec: EditingSpec) -> tuple[str, ...]:
+    """Which records of the file are not edited, and why."""
+    if spec.facts is None:
+        return ()
+    read = read_facts(spec.facts)
+    left = [f"Record {number} of the facts is not edited: {reason}." for number, reason in read.skipped]
+    wanted = {fact.text: plain(fact.target) for fact in facts}
+    for fact in read.facts:
+        if spec.problem == INJECTION and wanted.get(fact.prompt, plain(fact.new_answer or "")) != plain(
+            fact.new_answer or ""
+        ):
+            left.append(
+                f"The file's new answer {fact.new_answer!r} for {fact.prompt[:60]!r} is not used: another is given."
+            )
+    return tuple(left)
 
 
 def refuse_targets(problem: str, new_answer: str | None, *, needed: bool) -> None:
