@@ -71,18 +71,18 @@ def test_a_text_is_collected_from_after_its_cost_was_told(at: AppTest) -> None:
 def test_a_collection_that_is_cancelled_goes_on_where_it_stopped(
     at: AppTest, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = collecting._add
+    add = collecting._sum_up
     batches: list[int] = []
     released = threading.Event()
 
-    def held(*given: Any) -> int:
+    def held(*given: Any) -> None:
         batches.append(1)
         if len(batches) == 2:
             released.wait(60)
-        return add(*given)
+        add(*given)
 
     settle(at.file_uploader(key="edit-collect-file").upload("towers.txt", OTHER).run())
-    monkeypatch.setattr(collecting, "_add", held)
+    monkeypatch.setattr(collecting, "_sum_up", held)
     at.button(key="edit-collect").click().run()
     deadline = time.monotonic() + 60
     while len(batches) < 2 or not any(button.key == "cancel-edit-collect" for button in at.button):
