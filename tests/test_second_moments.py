@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from functools import lru_cache
@@ -12,15 +13,20 @@ import numpy as np
 import pytest
 import torch
 from cli_runner import save_tiny
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from factscope.demo import second_moments as shipped
 from factscope.editors import collecting, named_corpora
+from factscope.editors.edit import Edit, with_edits
 from factscope.editors.second_moments import Moments, SecondMoment, moments_for, read_file, stored
 from factscope.errors import Cancelled, DatasetError, FactScopeError, SpecError
+from factscope.interventions.weights import WeightDelta
 from factscope.models.handle import ModelHandle
 from factscope.models.loading import load
 from tests.oracle import plain_editing
+from tests.oracle.edits import edit_of
 from tests.oracle.laboratory import handle_of, subject, words
 
 TOLD: dict[str, Any] = {"n_tokens": 10**6, "origin": "drawn", "key": "drawn"}
@@ -252,6 +258,47 @@ def test_a_file_of_another_layer_is_refused() -> None:
     entry = collecting.collect(handle(), corpus(), (1,))[0]
     with pytest.raises(DatasetError, match="layer 1, not 2"):
         read_file(handle(), entry.path, 2)
+
+
+@pytest.mark.parametrize("changed", [{"weights": "f" * 16, "model": "other/model"}, {"dtype": "bfloat16"}])
+def test_a_file_of_another_model_is_refused(tmp_path: Path, changed: dict[str, str]) -> None:
+    entry = collecting.collect(handle(), corpus(), (1,))[0]
+    told = told_of(entry.path)
+    other = tmp_path / "other.safetensors"
+    save_file(load_file(entry.path), other, metadata={"factscope": json.dumps({**told, **changed})})
+    for use in (read_file, collecting.take_over):
+        with pytest.raises(DatasetError) as refusal:
+            use(handle(), other, 1)
+        said = str(refusal.value)
+        assert "'other.safetensors'" in said and "\n" not in said
+        for whose in ({**told, **changed}, told):
+            assert all(whose[name] in said for name in ("model", "dtype", "weights")), said
+    with pytest.raises(DatasetError, match=r"other\.safetensors"):
+        moments_for(handle(), (1,), str(other))
+    edited = with_edits(handle(), [an_edit(handle())])
+    assert read_file(edited, entry.path, 1).n_tokens == entry.n_tokens, (
+        "an edited model's statistics are its original's"
+    )
+
+
+@pytest.mark.parametrize("name", ["weights", "dtype", "model"])
+def test_a_file_that_says_no_model_is_refused(tmp_path: Path, name: str) -> None:
+    entry = collecting.collect(handle(), corpus(), (1,))[0]
+    told = told_of(entry.path)
+    told.pop(name)
+    save_file(load_file(entry.path), tmp_path / "other.safetensors", metadata={"factscope": json.dumps(told)})
+    with pytest.raises(DatasetError, match=name):
+        read_file(handle(), tmp_path / "other.safetensors", 1)
+
+
+def told_of(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["factscope"])
+
+
+def an_edit(model: ModelHandle) -> Edit:
+    left, right = torch.ones(144, 1), torch.ones(1, 36)
+    return edit_of(model, [WeightDelta(layer=1, place="down_projection", left=left, right=right)])
 
 
 def test_corpora_are_files_and_folders(tmp_path: Path) -> None:

@@ -268,7 +268,8 @@ def read_file(model: ModelHandle, path: Path, layer: int, *, alone: bool = True)
 
     Raises:
         SpecError: several layers and one file.
-        DatasetError: it cannot be read, or has another width than this layer's keys.
+        DatasetError: it cannot be read, says that it is of other weights, of another type or another layer, or has
+            another width than this layer's keys. A published file says none of these but the width.
     """
     if not alone and "{layer}" not in str(path):
         raise SpecError(
@@ -276,7 +277,7 @@ def read_file(model: ModelHandle, path: Path, layer: int, *, alone: bool = True)
             "write {layer} where the file names have the layer's number",
         )
     place = Path(str(path).replace("{layer}", str(layer)))
-    matrix, count = _npz(place) if place.suffix == ".npz" else _safetensors(place, layer)
+    matrix, count = _npz(place) if place.suffix == ".npz" else _safetensors(model, place, layer)
     width = down_width(model, layer)
     if tuple(matrix.shape) != (width, width):
         raise DatasetError(
@@ -306,15 +307,24 @@ def _npz(path: Path) -> tuple[Tensor, int]:
         ) from error
 
 
-def _safetensors(path: Path, layer: int) -> tuple[Tensor, int]:
+def _safetensors(model: ModelHandle, path: Path, layer: int) -> tuple[Tensor, int]:
     try:
         with safe_open(path, framework="pt") as file:
             told = json.loads((file.metadata() or {})["factscope"])
-            matrix, count, of_layer = file.get_tensor(TENSOR), int(told["n_tokens"]), int(told["layer"])
+            matrix, count = file.get_tensor(TENSOR), int(told["n_tokens"])
+            of_layer, weights, dtype = int(told["layer"]), str(told["weights"]), str(told["dtype"])
+            name = str(told["model"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(
             f"{path.name!r} cannot be read as statistics ({error})"[:300], "give a file that 'statistics' has made"
         ) from error
+    mine = model.original.info
+    if (weights, dtype) != (original_weights(model), mine.dtype):
+        raise DatasetError(
+            f"{path.name!r} is of {name[:80]!r} ({dtype[:20]}, weights {weights[:20]}), and this is {mine.name} "
+            f"({mine.dtype}, weights {mine.weights})",
+            "give the statistics of this model in this type, or collect them",
+        )
     if of_layer != layer:
         raise DatasetError(f"{path.name!r} is of layer {of_layer}, not {layer}", "give the file of this layer")
     return matrix.float(), count
