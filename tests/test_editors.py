@@ -20,12 +20,12 @@ from factscope.editors.edit import Edit, EditFact, with_edits
 from factscope.editors.prompts import rows
 from factscope.editors.second_moments import Moments, SecondMoment, down_width
 from factscope.editors.specs import FineTuningSpec, MemitSpec, RomeSpec
-from factscope.errors import Cancelled, CapabilityError, FactScopeError
+from factscope.errors import Cancelled, CapabilityError, FactScopeError, SpecError
 from factscope.interventions.weights import WeightDelta, overlay
 from factscope.models.dispatch import Plan
 from factscope.models.handle import ModelHandle
 from tests.oracle.laboratory import handle_of, words
-from tests.tiny_models import FAMILIES, tiny_prompt
+from tests.tiny_models import FAMILIES, build, tiny_prompt
 
 DENSE = (
     "gpt2", "gptj", "gpt_neo", "gpt_neox", "opt", "opt_350m", "bloom", "falcon_7b", "falcon_rw", "llama", "mistral",
@@ -320,6 +320,20 @@ def test_the_size_of_an_edit_is_known_before() -> None:
     for spec in (SPECS["rome"], SPECS["memit"], SPECS["ft"], FineTuningSpec(layers=(1,), bias=True, steps=2)):
         made = compute.edit(model, [fact(model)], spec)
         assert made.n_bytes == compute.delta_bytes(model, spec)
+
+
+def test_a_layer_that_writes_nothing_is_refused_or_bounded_by_the_stream() -> None:
+    whole = build("gpt2", 0)
+    with torch.no_grad():
+        for parameter in whole.get_submodule(f"transformer.h.{LAYER}.mlp.c_proj").parameters():
+            parameter.zero_()
+    model = handle_of(whole, "gpt2")
+    with pytest.raises(SpecError, match="writes nothing"):
+        compute.edit(model, [fact(model)], ROME)
+    made = compute.edit(model, [fact(model)], replace(ROME, clamp_reference="residual"))
+    steps = made.report["values"][0]["steps"]
+    assert {step["decay"] for step in steps} == {0.0} and steps[-1]["norm"] > 0
+    assert steps[-1]["nll"] < steps[0]["nll"] and bool(torch.isfinite(made.deltas[0].matrix()).all())
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import random
 import sys
+import zipfile
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -232,6 +235,10 @@ def test_published_files_hold_the_sum_and_the_count(tmp_path: Path) -> None:
         ({"mom2.count": None}, "mom2.count"),
         ({"mom2.mom2": None}, "mom2.mom2"),
         ({"mom2.count": 0}, "positive"),
+        ({"mom2.count": np.inf}, "cannot be read"),
+        ({"mom2.count": np.nan}, "cannot be read"),
+        ({"mom2.count": 1e300}, "positive"),
+        ({"mom2.count": np.ones(3)}, "no number"),
         ({"mom2.mom2": np.eye(7, dtype=np.float32)}, "7 x 7"),
         ({"mom2.mom2": np.full((144, 144), np.nan, dtype=np.float32)}, "finite"),
         ({"mom2.mom2": np.ones(144, dtype=np.float32)}, "matrix"),
@@ -241,6 +248,42 @@ def test_published_files_hold_the_sum_and_the_count(tmp_path: Path) -> None:
 def test_published_files_that_are_wrong_are_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
     with pytest.raises(DatasetError, match=said):
         read_file(handle(), published(tmp_path / "file.npz", **changed), 1)
+
+
+def test_a_file_that_claims_more_than_memory_is_refused_unread(tmp_path: Path) -> None:
+    path = published(tmp_path / "file.npz", **{"mom2.mom2": None})
+    for name, said in (("mom2.mom2", "10000000 x 10000000"), ("mom2.count", "no number")):
+        claim = io.BytesIO()
+        np.lib.format.write_array_header_1_0(claim, {"descr": "<f4", "fortran_order": False, "shape": (10**7, 10**7)})
+        other = tmp_path / f"{name}.npz"
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w", zipfile.ZIP_DEFLATED) as new:
+            for entry in old.namelist():
+                if entry != f"{name}.npy":
+                    new.writestr(entry, old.read(entry))
+            new.writestr(f"{name}.npy", claim.getvalue() + bytes(10**6))
+        with pytest.raises(DatasetError, match=said):
+            read_file(handle(), other, 1)
+
+
+def test_any_damage_of_a_compressed_file_is_refused_or_changes_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    drawn = np.random.RandomState(0).randn(400, 144).astype(np.float32)
+    np.savez_compressed(path, **{"mom2.count": 400, "mom2.mom2": drawn.T @ drawn})
+    content, exact = path.read_bytes(), read_file(handle(), path, 1).matrix
+    assert exact is not None
+    draw, refusals = random.Random(0), 0
+    places = [draw.randrange(len(content)) for _ in range(100)] + list(range(160)) + list(range(-160, 0))
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = read_file(handle(), path, 1).matrix
+        except DatasetError:
+            refusals += 1
+            continue
+        assert found is not None and torch.equal(found, exact)
+    assert refusals > 200
 
 
 @pytest.mark.parametrize("name", ["file.npz", "file.safetensors"])

@@ -16,8 +16,13 @@ added, a share of the mean of the diagonal, and stated.
 
 from __future__ import annotations
 
+import io
 import json
+import lzma
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,14 +282,12 @@ def read_file(model: ModelHandle, path: Path, layer: int, *, alone: bool = True)
             "write {layer} where the file names have the layer's number",
         )
     place = Path(str(path).replace("{layer}", str(layer)))
-    matrix, count = _npz(place) if place.suffix == ".npz" else _safetensors(model, place, layer)
     width = down_width(model, layer)
-    if tuple(matrix.shape) != (width, width):
-        raise DatasetError(
-            f"{place.name!r} holds a matrix of {' x '.join(map(str, matrix.shape))}, and the keys of layer {layer} of "
-            f"{model.info.name} have {width} numbers",
-            "use the statistics of this model",
-        )
+    if place.suffix == ".npz":
+        matrix, count = _npz(model, place, layer, width)
+    else:
+        matrix, count = _safetensors(model, place, layer)
+        _refuse_unless_square(model, place, layer, width, tuple(matrix.shape))
     if not bool(torch.isfinite(matrix).all()):
         raise DatasetError(f"{place.name!r} holds values that are not finite", "collect the statistics anew")
     return SecondMoment(
@@ -292,19 +295,68 @@ def read_file(model: ModelHandle, path: Path, layer: int, *, alone: bool = True)
     )
 
 
-def _npz(path: Path) -> tuple[Tensor, int]:
-    """The sum of ``k k'`` over the number of tokens, from a file of ROME's or MEMIT's."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            total, count = data["mom2.mom2"], int(data["mom2.count"])
-            if total.ndim != 2 or total.dtype.kind != "f" or count < 1:
-                raise ValueError("mom2.mom2 is no matrix of numbers, or mom2.count is not positive")
-            return torch.from_numpy(total.astype(np.float32)) / count, count
-    except (OSError, KeyError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+def _refuse_unless_square(model: ModelHandle, path: Path, layer: int, width: int, shape: tuple[int, ...]) -> None:
+    if shape != (width, width):
         raise DatasetError(
-            f"{path.name!r} cannot be read as statistics ({error})"[:300],
+            f"{path.name!r} holds a matrix of {' x '.join(map(str, shape))[:80]}, and the keys of layer {layer} of "
+            f"{model.info.name} have {width} numbers",
+            "use the statistics of this model",
+        )
+
+
+_UNREADABLE = (
+    OSError, KeyError, ValueError, TypeError, EOFError, AttributeError, ArithmeticError, MemoryError, RuntimeError,
+    SyntaxError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError,
+)  # fmt: skip
+"""What damaged archives and array headers make of zipfile and NumPy."""
+_HEADER_BYTES = 16_384
+
+
+def _npz(model: ModelHandle, path: Path, layer: int, width: int) -> tuple[Tensor, int]:
+    """The sum of ``k k'`` over the number of tokens, from a file of ROME's or MEMIT's.
+
+    What the arrays' headers say is checked before any of their numbers are read: a small file can claim, and unpack
+    to, more than there is memory.
+    """
+    try:
+        with zipfile.ZipFile(path) as data:
+            counts, kind = _array_header(data, "mom2.count")
+            if kind not in "iuf" or counts != ():
+                raise ValueError("mom2.count is no number")
+            count = int(_array(data, "mom2.count"))
+            if not 1 <= count < 2**53:
+                raise ValueError("mom2.count is no positive number of tokens")
+            shape, kind = _array_header(data, "mom2.mom2")
+            if kind != "f" or len(shape) != 2:
+                raise ValueError("mom2.mom2 is no matrix of numbers")
+            total = _array(data, "mom2.mom2") if shape == (width, width) else None
+    except _UNREADABLE as error:
+        raise DatasetError(
+            f"{path.name!r} cannot be read as statistics ({str(error) or type(error).__name__})"[:300],
             "give an .npz file of ROME or MEMIT with mom2.mom2 and mom2.count",
         ) from error
+    if total is None:
+        _refuse_unless_square(model, path, layer, width, shape)
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused as not finite
+        return torch.from_numpy(np.asarray(total).astype(np.float32)) / count, count
+
+
+def _array_header(data: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], str]:
+    """Shape and kind of number that an array of the archive claims; no more than its header is unpacked."""
+    with data.open(f"{name}.npy") as file:
+        begin = io.BytesIO(file.read(_HEADER_BYTES))
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = readers[np.lib.format.read_magic(begin)](begin)
+    return tuple(shape), dtype.kind
+
+
+def _array(data: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array whose header was checked; read to the end of its entry, where the checksum is compared."""
+    with data.open(f"{name}.npy") as file:
+        found = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{name} holds more than its header says")
+    return found
 
 
 def _safetensors(model: ModelHandle, path: Path, layer: int) -> tuple[Tensor, int]:
@@ -314,7 +366,7 @@ def _safetensors(model: ModelHandle, path: Path, layer: int) -> tuple[Tensor, in
             matrix, count = file.get_tensor(TENSOR), int(told["n_tokens"])
             of_layer, weights, dtype = int(told["layer"]), str(told["weights"]), str(told["dtype"])
             name = str(told["model"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DatasetError(
             f"{path.name!r} cannot be read as statistics ({error})"[:300], "give a file that 'statistics' has made"
         ) from error

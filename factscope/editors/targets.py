@@ -7,7 +7,7 @@ section 4.2; for erasure Hase et al. 2023 (arXiv 2301.04213), appendix A and the
    in its contexts, and "{subject} is a".
 2. loss = mean over contexts of ``-sum log p(target tokens) / n``
         + kl_factor * KL(p of this step || p of the first step) of what follows the edited token of the last row
-        + weight_decay * |delta| / |v0|^2.
+        + weight_decay * |delta| / |v0|^2, where v0 is not zero.
    The first term is called nll. To erase a fact it is replaced by ``exp(-nll)``, and nothing stops early.
 3. Adam; after every update delta is cut to ``clamp`` times the reference norm. The last step evaluates only.
 
@@ -96,7 +96,8 @@ def optimise(
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
     delta = torch.zeros(first.shape, dtype=dtype, device=first.device, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=spec.learning_rate)
-    scale = spec.weight_decay / float(first.to(dtype).square().sum())
+    squared = float(first.to(dtype).square().sum())
+    scale = spec.weight_decay / squared if squared else 0.0
     ids = torch.tensor(target, device=first.device)
     before: Tensor | None = None
     steps: list[Step] = []
@@ -157,9 +158,16 @@ def limit_of(spec: ValueSpec, first: Tensor, stream: Tensor, times: float | None
         times: how many times what the MLP writes the stream gets; None where that is no constant.
 
     Raises:
-        SpecError: the stream is the reference, and what the MLP writes does not reach it linearly.
+        SpecError: v0 is the reference, and is zero; or the stream is, and what the MLP writes does not reach it
+            linearly.
     """
     if spec.clamp_reference == "mlp":
+        if not bool(first.any()):
+            raise SpecError(
+                "clamp reference 'mlp' is the length of what the MLP writes at the edited token, and this layer's MLP "
+                "writes nothing there (its down-projection may be zero)",
+                "choose clamp reference residual, or another layer",
+            )
         return spec.clamp * float(first.norm())
     if times is None:
         raise SpecError(
