@@ -65,17 +65,22 @@ def _one_line(text: Any) -> str:
     return " ".join(str(text or "").split())
 
 
-def show(evaluation: Any, code: str) -> None:
-    """The verdict in words, the table or its bars, and what the model writes by itself."""
+def show(evaluation: Any, code: str, *, stale: bool = False) -> None:
+    """The verdict in words, the table or its bars, and what the model writes by itself.
+
+    Args:
+        stale: the probes are of another weight state than the pages show: the verdict has no colour.
+    """
     tone, lines = edit_verdict.sentences(evaluation)
-    parts.note(tone, lines, strong=True, key="edit-verdict")
+    parts.note("plain" if stale else tone, lines, strong=True, key="edit-verdict")
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="edit-probes-line"):
         form = st.segmented_control(
             "Probes as", ["Table", "Bars"], default="Table", key="edit-probes-form", label_visibility="collapsed"
         )
         _export(evaluation, code)
     if form == "Bars":
-        found = Snapshot(key=evaluation.edits[0].key, state="done", result=evaluation)
+        key = f"{evaluation.edits[0].key}-{evaluation.edited.weights}"
+        found = Snapshot(key=key, state="done", result=evaluation)
         panels.figure(figures.probe_bars(evaluation), name="probes", found=found, code=code, point=False)
     else:
         _table(evaluation)

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from dashboard import (
+    edit_again,
     edit_cost,
     edit_entries,
     edit_export,
@@ -154,7 +155,7 @@ def _before(prediction: Any, found: Any) -> None:
 
 
 def _after(entry: Any, found: Any) -> None:
-    """The probes of the last edit that is on, its scores and its loss."""
+    """The probes of the last edit that is on in the present weight state, its scores and its loss."""
     evaluation = entry.evaluation
     line = panels.heading(f"Edit {entry.number}: before and after", "edit")
     with line:
@@ -162,9 +163,11 @@ def _after(entry: Any, found: Any) -> None:
     with messages.caught():
         flow_of_edit.show(entry.edit)
     with messages.caught():
-        probes.show(evaluation, edit_words.python_lines(evaluation))
-        probes.scores(evaluation)
-        messages.show_warnings(evaluation.warnings)
+        now = edit_again.present(entry)
+        shown = evaluation if now is None else now
+        probes.show(shown, edit_words.python_lines(shown), stale=now is None)
+        probes.scores(shown)
+        messages.show_warnings(shown.warnings)
     left, right = st.columns([0.5, 0.5], gap="medium")
     with left, messages.caught():
         if found is not None and not found.finished and found.partial is not None:
