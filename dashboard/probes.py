@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
@@ -10,6 +9,7 @@ import streamlit as st
 
 from dashboard import edit_verdict, figures, help, panels, parts
 from dashboard.executor import Snapshot
+from factscope import output
 from factscope.columns import COLUMNS
 
 KINDS = {
@@ -149,7 +149,7 @@ def _export(evaluation: Any, code: str) -> None:
 
 def as_csv(evaluation: Any) -> bytes:
     """The probes with the columns of the command line."""
-    return evaluation.table().to_csv(index=False).encode()
+    return output.as_csv(evaluation.table()).encode("utf-8", "backslashreplace")
 
 
 def as_json(evaluation: Any) -> bytes:
@@ -158,11 +158,11 @@ def as_json(evaluation: Any) -> bytes:
         "model": evaluation.model.name,
         "revision": evaluation.model.revision,
         "weights": evaluation.model.weights,
-        "probes": json.loads(evaluation.table().to_json(orient="records")),
-        "scores": json.loads(evaluation.scores().to_json(orient="records")),
-        "summary": json.loads(json.dumps(evaluation.summary(), default=str).replace("NaN", "null")),
+        "probes": output.records(evaluation.table()),
+        "scores": output.records(evaluation.scores()),
+        "summary": evaluation.summary(),
     }
-    return json.dumps(found, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return output.as_json(found).encode("utf-8", "backslashreplace")
 
 
 def scores(evaluation: Any) -> None:

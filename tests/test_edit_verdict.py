@@ -7,6 +7,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from dashboard import edit_verdict, probes
@@ -54,7 +55,7 @@ def test_a_good_edit_is_green() -> None:
     assert tone == "good"
     assert "The edit worked" in said and "“Rome” (p 0.01 before, 0.90 after)" in said
     assert "1 of 1 other wordings" in said
-    assert said.count("Unmoved: the one") == 2
+    assert said.count("Still right: the one") == 2
 
 
 def test_what_failed_is_said_first_and_is_red() -> None:
@@ -92,7 +93,11 @@ def test_what_was_wrong_before_says_nothing_of_damage() -> None:
     [
         ("fact-erasure", (0.9, 0.1), "The edit worked: the model says “Something”, no longer “Rome”"),
         ("fact-erasure", (0.9, 0.7), "The edit failed: the model still says “Rome”"),
-        ("fact-amplification", (0.6, 0.9), "The edit worked: “Rome” is more probable"),
+        ("fact-erasure", (0.3, 0.2), "The edit had nothing to erase: the model did not say “Rome” before either"),
+        ("fact-erasure", (0.3, 0.7), "The edit failed: the model did not say it before, and now says “Rome”"),
+        ("fact-amplification", (0.6, 0.9), "“Rome” is more probable: p rose by 0.30, 75% of what it could (p 0.60"),
+        ("fact-amplification", (0.6, 0.61), "The edit hardly worked: “Rome” is hardly more probable: p rose by 0.01,"),
+        ("fact-amplification", (1.0, 1.0), "nothing to amplify: “Rome” had all of the probability"),
         ("fact-amplification", (0.9, 0.6), "The edit failed: “Rome” is no more probable"),
         ("fact-forcing", (0.1, 0.9), "The edit worked: asked for the fact with its subject noised"),
         ("tracing-reversal", (0.6, 0.9), "It did before, too."),
@@ -100,6 +105,29 @@ def test_what_was_wrong_before_says_nothing_of_damage() -> None:
 )
 def test_each_problem_has_its_own_success(problem: str, target: tuple[float, float], says: str) -> None:
     assert says in told(row("fact", target, None), problem=problem)[1]
+
+
+@pytest.mark.parametrize(
+    ("problem", "fact", "others", "tone", "says"),
+    [
+        ("fact-erasure", (0.3, 0.2), [(0.3, 0.1)], "warn", "not said before either in 1 of 1"),
+        ("fact-erasure", (0.9, 0.2), [(0.3, 0.1), (0.9, 0.1), (0.2, 0.7)], "warn", "in 1 of 2 other wordings where it"),
+        ("fact-erasure", (0.9, 0.2), [(0.3, 0.1), (0.9, 0.1)], "good", "in 1 of 1 other wordings where it was said"),
+        (
+            "fact-amplification",
+            (0.6, 0.9),
+            [(0.6, 0.601), (0.6, 0.9)],
+            "good",
+            "in 1 of 2 other wordings it is clearly",
+        ),
+        ("fact-amplification", (0.6, 0.601), [(0.6, 0.9)], "warn", "in 1 of 1 other wordings it is clearly"),
+    ],
+)
+def test_what_was_never_said_or_hardly_moved_is_no_success(
+    problem: str, fact: tuple[float, float], others: list[tuple[float, float]], tone: str, says: str
+) -> None:
+    colour, said = told(row("fact", fact, None), *(row("paraphrase", other, None) for other in others), problem=problem)
+    assert (colour, says in said) == (tone, True), said
 
 
 def test_several_facts_are_counted_and_those_that_failed_named() -> None:
@@ -119,8 +147,27 @@ def test_the_files_hold_the_table_and_the_scores() -> None:
     assert probes.as_csv(result).decode().splitlines()[0].split(",") == list(result.table().columns)
     found = json.loads(probes.as_json(result))
     assert len(found["probes"]) == len(result.rows)
+    for name in ("p_target_after", "p_true_before"):
+        assert [one[name] for one in found["probes"]] == [None if p != p else p for p in result.table()[name]]
     by_name = {one["name"]: one for one in found["scores"]}
     assert by_name["rewrite"]["value"] == pytest.approx(result.fact_scores()[0].rewrite)
     assert by_name["fluency"]["value"] is None and "only recites facts" in by_name["fluency"]["reason"]
     assert len(probes.texts(result)) + len(probes.table(result)) == len(result.rows)
     assert not probes.table(result)["target after"].isna().any()
+
+
+def test_files_keep_words_and_every_digit() -> None:
+    rows = pd.DataFrame([{"prompt": "NaN is not null", "p": 0.12345678901234567, "q": math.nan}])
+    scores = pd.DataFrame([{"name": "es", "value": math.nan, "reason": "NaN"}])
+    info = SimpleNamespace(name="NaN/\udc80", revision="", weights="0")
+    result: Any = SimpleNamespace(
+        model=info, table=lambda: rows, scores=lambda: scores, summary=lambda: {"reason": "NaN", "low": math.nan}
+    )
+    found = json.loads(probes.as_json(result))
+    assert found["probes"] == [{"prompt": "NaN is not null", "p": 0.12345678901234567, "q": None}]
+    assert (
+        found["model"] == "NaN/\udc80"
+        and found["summary"] == {"reason": "NaN", "low": None}
+        and found["scores"][0]["reason"] == "NaN"
+    )
+    assert b"0.12345678901234567" in probes.as_csv(result)
