@@ -59,12 +59,19 @@ def begin() -> None:
 
 
 def apply(query: Query, spec: Any, files: Mapping[str, bytes], expected: float | None = None) -> None:
-    """Start the edit; one at a time."""
-    own = stack.mine()
+    """Start the edit; one at a time, in whichever window of the visitor."""
+    own, model = stack.mine(), state.view().model
     st.session_state.pop(REFUSED, None)
-    number = 1 if own.latest is None else own.latest + 1
-    own.latest = st.session_state[_NUMBER] = number
-    own.asked = Asked(number=number, query=query, spec=spec, model=state.view().model, files=files, expected=expected)
+    if own.asked is not None and own.asked.number == st.session_state.get(_NUMBER):
+        return  # clicked twice in this window
+
+    def make(number: int) -> Asked:
+        return Asked(number=number, query=query, spec=spec, model=model, files=files, expected=expected)
+
+    try:
+        st.session_state[_NUMBER] = own.ask(make)
+    except EditError as error:
+        st.session_state[REFUSED] = error
 
 
 def under_way() -> Snapshot | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,6 +132,22 @@ class Stack:
             entry = replace(entry, made_with=self._made_with(entry))
             self._entries = (*self._entries, entry)
             return entry
+
+    def ask(self, make: Callable[[int], Any]) -> int:
+        """Note what is to be computed; gives its number.
+
+        Args:
+            make: called with the number.
+
+        Raises:
+            EditError: something is being computed already; it goes on.
+        """
+        with self._lock:
+            if self.asked is not None:
+                raise EditError("an edit is being computed in another window", "wait for it or cancel it there")
+            number = 1 if self.latest is None else self.latest + 1
+            self.asked, self.latest = make(number), number
+            return number
 
     def undo(self, key: str) -> None:
         """Take an edit away; the others stay as they are."""

@@ -120,6 +120,16 @@ def test_the_memory_of_all_is_bounded_and_who_left_long_ago_makes_room(stacks: S
     assert len(stacks.of("b")) == 1
 
 
+def test_a_second_window_does_not_replace_the_edit_that_is_being_computed(stacks: Stacks) -> None:
+    own = stacks.of("a")
+    assert own.ask(lambda number: f"edit {number}") == 1
+    with pytest.raises(EditError, match="being computed in another window"):
+        own.ask(lambda number: f"edit {number}")
+    assert (own.asked, own.latest) == ("edit 1", 1)
+    own.asked = None
+    assert own.ask(lambda number: f"edit {number}") == 2 and own.asked == "edit 2"
+
+
 def test_words_name_method_and_layers() -> None:
     assert words(make_edit(1)) == "ROME, layer 1"
     assert words(make_edit(1, layers=(1, 2, 3))) == "MEMIT, layers 1\u20133"
