@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 import sys
 import zipfile
@@ -86,6 +87,7 @@ def test_special_tokens_are_not_counted() -> None:
 
 
 def test_a_stopped_collection_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factscope.progress.STEP_SECONDS", math.inf)  # told after batches alone
     model, wanted = handle(), corpus()
     whole = collecting.collect(model, wanted, (1,))[0]
     matrix = read_file(model, whole.path, 1).matrix
