@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -66,15 +66,25 @@ def report_words(edit: Any) -> list[str]:
 
 
 def python_lines(source: Any) -> str:
-    """The same edit with the public interface."""
-    asked = stack.mine().asked
+    """The same edit with the public interface, on the weight state that it was computed on."""
+    own, asked = stack.mine(), stack.mine().asked
+    gone = False
     if getattr(source, "partial", None) is None:
         spec, query = source.spec, source.query.query
+        entry = own.find(source.edits[0].key)
+        before = None if entry is None else own.made_with(entry)
+        there = [] if entry is None else own.entries(entry.model)
+        model = replace(
+            state.view().model.original, edits=tuple(one.key for one in there if one.number in (before or ()))
+        )
+        gone = before is None and source.edits[0].computed_on != source.edits[0].model.weights
     elif asked is not None:
-        spec, query = asked.spec, asked.query
+        spec, query, model = asked.spec, asked.query, asked.model
     else:
         return ""
-    names, loading = panels.load_lines(state.view().model.original)
+    names, loading = panels.load_lines(model)
+    loading += ["# it was computed with edits on that are not here any more: this is not the same edit"] if gone else []
+    names = [name for name in names if name != "with_edits"]
     files = [
         f"# {name}: {what}, as on the page"
         for name, what in (
@@ -95,6 +105,25 @@ def python_lines(source: Any) -> str:
             "result = editing.run(model, query, spec)",
             "result.table(), result.scores()",
             "edited = with_edits(model, result.edits)",
+        ]
+    )
+
+
+def lines_again(source: Any) -> str:
+    """The probes of an edit asked again, where other edits are on than when it was made."""
+    edit = source.edits[0]
+    view = state.view().model
+    names, loading = panels.load_lines(replace(view, edits=tuple(key for key in view.edits if key != edit.key)))
+    return "\n".join(
+        [
+            f"from factscope import {', '.join(dict.fromkeys([*names, 'load_edit', 'Query']))}",
+            "from factscope.experiments import editing",
+            "",
+            *loading,
+            f'edit = load_edit("{panels.edit_file(edit.key)}")',
+            f"query = {panels.short(source.query.query)}",
+            "result = editing.evaluate(model, edit, query=query)",
+            "result.table(), result.scores()",
         ]
     )
 

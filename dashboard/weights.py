@@ -16,6 +16,7 @@ from factscope.errors import EditError, FactScopeError
 REFUSED = "edit-refused"
 """Where the session keeps why its last edit was not taken."""
 _ON_PAGE = "weights-gone"
+_DONE = {"fact-erasure": "erased", "fact-amplification": "amplified", "fact-forcing": "forced"}
 
 
 def begin() -> None:
@@ -180,10 +181,13 @@ def _keep(edit: Any) -> None:
 
 
 def said(edit: Any) -> str:
-    """What an edit says: "Eiffel Tower → Rome (ROME, layer 2, error injection)"."""
-    fact = edit.facts[0]
+    """What an edit says: "Eiffel Tower → Rome (ROME, layer 2, error injection)", "Eiffel Tower: Paris erased (...)"."""
+    if not edit.facts:
+        return stack.words(edit)
+    fact, done = edit.facts[0], _DONE.get(edit.problem)
     more = f" and {len(edit.facts) - 1} more" if len(edit.facts) > 1 else ""
-    wanted = f" \u2192 {fact.target.strip()}" if fact.target.strip() else ""
+    target = fact.target.strip()
+    wanted = "" if not target else f": {target} {done}" if done else f" \u2192 {target}"
     return f"{fact.subject}{wanted}{more} ({stack.words(edit)}, {edit.problem.replace('-', ' ')})"
 
 

@@ -74,9 +74,10 @@ def draw() -> None:
             edit_export.show()
         _refused()
     entry, found = editing.shown(), editing.under_way()
-    if entry is None or entry.evaluation is None:
+    edited = entry is not None and prediction.query.query.prompt in {fact.text for fact in entry.edit.facts}
+    if entry is None or entry.evaluation is None or not edited:
         _before(prediction, found)
-    else:
+    if entry is not None and entry.evaluation is not None:
         _after(entry, found)
 
 
@@ -157,15 +158,23 @@ def _before(prediction: Any, found: Any) -> None:
 def _after(entry: Any, found: Any) -> None:
     """The probes of the last edit that is on in the present weight state, its scores and its loss."""
     evaluation = entry.evaluation
-    line = panels.heading(f"Edit {entry.number}: before and after", "edit")
+    line = panels.heading(f"Edit {entry.number} of {entry.edit.facts[0].subject}: before and after", "edit")
     with line:
-        st.caption(f"p(new) is of {', '.join(edit_words.targets(evaluation))}", width="content")
+        said = (
+            ""
+            if entry.edit.problem == requests.INJECTION
+            else f", the target of {entry.edit.problem.replace('-', ' ')}"
+        )
+        st.caption(f"p(new) is of {', '.join(edit_words.targets(evaluation))}{said}", width="content")
     with messages.caught():
         flow_of_edit.show(entry.edit)
     with messages.caught():
         now = edit_again.present(entry)
         shown = evaluation if now is None else now
-        probes.show(shown, edit_words.python_lines(shown), stale=now is None)
+        again = shown is not evaluation
+        probes.show(
+            shown, edit_words.lines_again(shown) if again else edit_words.python_lines(shown), stale=now is None
+        )
         probes.scores(shown)
         messages.show_warnings(shown.warnings)
     left, right = st.columns([0.5, 0.5], gap="medium")

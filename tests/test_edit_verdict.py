@@ -171,3 +171,17 @@ def test_files_keep_words_and_every_digit() -> None:
         and found["scores"][0]["reason"] == "NaN"
     )
     assert repr(0.12345678901234567).encode() in probes.as_csv(result)
+
+
+def test_the_list_says_what_was_done_to_the_answer() -> None:
+    from types import SimpleNamespace
+
+    from dashboard import weights
+
+    def said(problem: str) -> str:
+        fact = SimpleNamespace(subject="Eiffel Tower", target="Paris")
+        return weights.said(SimpleNamespace(facts=[fact], problem=problem, layers=(1,), method="rome"))
+
+    assert said("error-injection") == "Eiffel Tower → Paris (ROME, layer 1, error injection)"
+    assert said("fact-erasure") == "Eiffel Tower: Paris erased (ROME, layer 1, fact erasure)"
+    assert said("fact-amplification").startswith("Eiffel Tower: Paris amplified")
