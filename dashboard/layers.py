@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import figures, requests, runs, state
+from dashboard import figures, requests, runs, stack, state
 from dashboard.edit_cost import MOST_CORRECTED
 from dashboard.executor import Snapshot
 from dashboard.link import EditChoice, View
@@ -49,22 +49,76 @@ def without_statistics() -> None:
     state.choose("edit", settings=(*kept, "statistics=identity"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What is known before a run.
+
+    Attributes:
+        seconds: that the edits will take.
+        says_already: whether the model, in its weight state, says the new answer already.
+    """
+
+    seconds: float
+    says_already: bool
+
+
 def ready(query: Any, spec: Any) -> Snapshot:
     """Whether this model can be edited so at every layer, and traced; fails with the reason, and what to do."""
 
-    def compute(model: Any, progress: Any) -> Any:
-        from factscope.experiments.edit_layers import prepare
+    def compute(model: Any, progress: Any) -> Ready:
+        from factscope.experiments.edit_layers import prepare, says_already
 
-        return prepare(model, query, spec)
+        return Ready(seconds=prepare(model, query, spec), says_already=says_already(model, query, spec))
 
-    return runs.ask("layers-ready", "whether it can be edited", [query.prompt, query.subject, repr(spec)], compute)
+    return runs.ask("layers-ready", "whether it can be edited", [repr(query), repr(spec)], compute)
+
+
+def possible(prepared: Snapshot) -> bool:
+    """Whether a run would tell something, as far as it is known yet."""
+    return prepared.error is None and not (prepared.result is not None and prepared.result.says_already)
+
+
+def same_answer(prediction: Any, spec: Any) -> list[str]:
+    """Which fields hold the same answer, where they do."""
+    answer = prediction.target.text.strip()
+    if spec.problem != requests.INJECTION or (spec.new_answer or "").strip().casefold() != answer.casefold():
+        return []
+    named = prediction.query.query.answer is not None
+    where = "Answer in the fact line" if named else "the model's own answer, since the fact line names none"
+    return [f"New answer here and {where} are both \u201c{answer}\u201d: change one of them."]
+
+
+def says_already(spec: Any) -> list[str]:
+    """Why the same answer is not injected once more, and which edits that are on may have put it there."""
+    answer = f"\u201c{spec.new_answer.strip()}\u201d"
+    on = [_numbered(key) for key in state.view().model.edits]
+    if not on:
+        return [
+            f"The model says {answer} already: there is nothing to inject, and every layer would score next to "
+            "nothing. Name another new answer."
+        ]
+    named = on[0] if len(on) == 1 else f"{', '.join(on[:-1])} and {on[-1]}"
+    return [
+        f"{named} {'is' if len(on) == 1 else 'are'} on and the model says {answer} already. Injected again, it would "
+        "score next to nothing at every layer, which says nothing about the layers. Ask the original weights, or name "
+        "another new answer."
+    ]
+
+
+def _numbered(key: str) -> str:
+    """An edit that is on: "Edit 1 (ROME, layer 5)"."""
+    entry = stack.mine().find(key)
+    if entry is not None:
+        return f"Edit {entry.number} ({entry.words})"
+    guest = stack.borrowed().get(key)
+    return "The link's edit" if guest is None else f"The link's edit ({stack.words(guest)})"
 
 
 def cost(prediction: Any, spec: Any, expected: float | None, *, null: bool = False) -> runs.Cost:
     """What the edits and the trace will take.
 
     Args:
-        expected: seconds of the edits, as ``prepare`` tells them; None while it is not done.
+        expected: seconds of the edits, as ``ready`` tells them; None while it is not done.
         null: whether the trace is done on random weights too.
     """
     seconds = (expected or 0.0) * _learned().get((spec.method, prediction.model.name), 1.0)
@@ -169,10 +223,13 @@ def here(result: Any, prediction: Any, grey: Sequence[int]) -> list[str]:
         low, high = span(done)
         return [f"{so_far}No layer is named, since {why}. The rewrite score lies between {low} and {high}."]
     peak, doubt = _peak(table, result.trace, prediction, grey)
-    lines = [so_far + _editing(done), doubt or _tracing(table, peak)]
-    best, _ = best_layers(done)
-    if peak is not None and best is not None:
+    best, others = best_layers(done)
+    lines = [_editing(done), doubt or _tracing(table, peak)]
+    if peak is not None and best is not None and peak in others and not few(others, done):
+        lines = [f"The trace does not single out a layer for the edit: {_within(others)} of the best.", *lines]
+    elif peak is not None and best is not None:
         lines.append(_agreement(table, best, peak))
+    lines[0] = so_far + lines[0]
     return [*lines, "The layers of one fact are no sample: nothing is correlated."]
 
 
@@ -180,6 +237,15 @@ def _table(result: Any) -> pd.DataFrame:
     """One row for every layer that is asked, done or not."""
     columns = {name: result.score(name) for name in SCORES}
     return pd.DataFrame({"layer": result.layers, **columns, "tracing_effect": result.tracing_effect})
+
+
+def few(best: Sequence[int], done: pd.DataFrame) -> bool:
+    """Whether the best layers are so few that it says something where the trace peaks at one of them."""
+    return 3 * len(best) <= len(done)
+
+
+def _within(best: Sequence[int]) -> str:
+    return f"{_named(best)} {'is' if len(best) == 1 else 'are'} within {NEAR:g}"
 
 
 def _editing(done: pd.DataFrame) -> str:

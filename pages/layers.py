@@ -22,7 +22,7 @@ from dashboard import (
 )
 from dashboard.link import MAX_NAME
 from factscope.editors.presets import layers_around
-from factscope.errors import FactScopeError, SpecError
+from factscope.errors import FactScopeError, SpecError, TargetError
 
 SITES = {"hidden": "state", "mlp": "MLP", "attention": "attention"}
 
@@ -36,13 +36,14 @@ def draw() -> None:
         return
     spec = _controls(prediction)
     missing = spec.problem == requests.INJECTION and not spec.new_answer
-    if not missing and compare.show((SCORES,), prediction):
+    prepared = None if missing else layers.ready(prediction.query.query, spec)
+    if prepared is not None and layers.possible(prepared) and compare.show((SCORES,), prediction):
         return
     line = panels.heading("The same edit at every layer", "layers_edit")
     left, right = st.columns([0.62, 0.38], gap="medium")
     found, grey = None, ()
     with left, messages.caught():
-        found, grey = _scores(line, prediction, spec, missing)
+        found, grey = _scores(line, prediction, spec, prepared)
     result = None if found is None else found.value
     with right, messages.caught():
         _findings(spec, result, prediction, grey)
@@ -104,24 +105,23 @@ def _chosen(key: str, name: str) -> Any:
     return write
 
 
-def _scores(line: Any, prediction: Any, spec: Any, missing: bool) -> tuple[Any, tuple[int, ...]]:
-    """The run and its figure: gives it, and the layers whose trace does not beat random weights."""
+def _scores(line: Any, prediction: Any, spec: Any, prepared: Any) -> tuple[Any, tuple[int, ...]]:
+    """The run and its figure: gives it, and the layers whose trace does not beat random weights.
+
+    Args:
+        prepared: whether the run can be; None where the new answer is missing.
+    """
     query = prediction.query.query
     with line:
         panels.null_toggle("trace", state.view().trace, prediction)
-    if missing:
+    if prepared is None or not layers.possible(prepared):
         with line:
             st.button("Run", key="run-layers", icon=":material/play_arrow:", disabled=True)
-        answer = prediction.target.text.strip()
-        said = f"Name the new answer first: error injection makes the model say it instead of {answer}."
-        parts.note("plain", [said], key="layers-missing")
+        _refuse(prediction, spec, prepared)
         return None, ()
-    prepared = layers.ready(query, spec)
-    if prepared.error is not None:
-        _refuse(prepared.error)
-        return None, ()
+    expected = None if prepared.result is None else prepared.result.seconds
     with_null = requests.with_null(state.view().trace, prediction.model.name) and model_drawer.may_be_random()
-    cost = layers.cost(prediction, spec, prepared.result, null=with_null)
+    cost = layers.cost(prediction, spec, expected, null=with_null)
     passes = requests.map_passes(prediction)
     found = panels.run(line, layers.SLOT, "edit_layers", query, spec, passes, prediction, cost=cost, far=layers.far)
     if found is None or found.value is None:
@@ -133,7 +133,7 @@ def _scores(line: Any, prediction: Any, spec: Any, missing: bool) -> tuple[Any, 
         return found, ()
     result = found.value
     layers.follow_click(result)
-    layers.learn(result, prepared.result)
+    layers.learn(result, expected)
     null = None
     if with_null and found.finished and found.state != "failed":
         traced, model = result.trace, model_drawer.random_of(state.view().model)
@@ -159,10 +159,24 @@ def _scores(line: Any, prediction: Any, spec: Any, missing: bool) -> tuple[Any, 
     return found, figures.untold_layers(result.trace, null)
 
 
-def _refuse(error: Exception) -> None:
+def _refuse(prediction: Any, spec: Any, prepared: Any) -> None:
     """Why it cannot be done here, and what can."""
+    error = None if prepared is None else prepared.error
+    if prepared is None:
+        answer = prediction.target.text.strip()
+        said = f"Name the new answer first: error injection makes the model say it instead of {answer}."
+        parts.note("plain", [said], key="layers-missing")
+        return
+    if error is None:
+        parts.note("warn", layers.says_already(spec), key="layers-already")
+        if state.view().model.edits:
+            st.button("Ask the original weights", key="layers-original", on_click=state.edit_with, args=[()])
+        return
     messages.show_error(error)
-    if isinstance(error, SpecError) and "statistics" in str(error):
+    if isinstance(error, TargetError):
+        if fields := layers.same_answer(prediction, spec):
+            parts.note("plain", fields, key="layers-same")
+    elif isinstance(error, SpecError) and "statistics" in str(error):
         with st.container(horizontal=True):
             st.button(
                 "Without statistics (identity)", key="layers-identity", on_click=layers.without_statistics,

@@ -27,6 +27,7 @@ OpenPage = Callable[..., AppTest]
 JAPAN: dict[str, Any] = {"prompt": "The capital of Japan is", "subject": "Japan", "answer": "Tokyo"}
 QUICK: dict[str, Any] = {"method": "ft", "preset": "rome", "set": "steps=3", "noise": "0.8", "samples": "2"}
 ASKED = {**JAPAN, **QUICK, "new-answer": "Rome"}
+FACT = EditFact(prompt="The capital of {} is", subject="Japan", target="Rome", answer="Tokyo")
 
 
 @pytest.fixture(autouse=True)
@@ -117,8 +118,38 @@ def test_missing_statistics_are_said_with_what_to_do(open_page: OpenPage) -> Non
 
 
 def test_a_new_answer_that_is_the_answer_is_refused(open_page: OpenPage) -> None:
-    at = run(open_page("layers", **{**ASKED, "new-answer": "Tokyo"}))
-    assert "'Tokyo' is the answer that the model is to unlearn" in said(at)
+    at = open_page("layers", **{**ASKED, "new-answer": "Tokyo"})
+    assert "'Tokyo' is the answer that the model is to unlearn" in said(at), "before any click"
+    assert "New answer here and Answer in the fact line are both \u201cTokyo\u201d" in said(at)
+    assert at.button(key="run-layers").disabled and not charts_of(at)
+    settle(at.text_input(key="layers-target").set_value("Rome").run())
+    assert not at.button(key="run-layers").disabled and "unlearn" not in said(at)
+
+
+FRANCE = {"prompt": "The capital of France is", "subject": "France", "answer": "Rome", "model": "bundled"}
+
+
+def test_an_answer_that_the_model_gives_already_is_not_injected_again(open_page: OpenPage) -> None:
+    at = open_page("layers", **FRANCE, method="ft", preset="rome", **{"new-answer": "Paris"})
+    assert "The model says \u201cParis\u201d already: there is nothing to inject" in said(at)
+    assert at.button(key="run-layers").disabled
+    assert not [button for button in at.button if button.key == "layers-original"]
+    own, view = stack.stacks().of(at.session_state["visitor-without-cookie"]), at.session_state["factscope-view"]
+    entry = own.push(_edit("bundled", 1e-6), ModelChoice())
+    at.session_state["factscope-view"] = replace(view, a=view, model=replace(view.model, edits=(entry.key,)))
+    settle(at.run())
+    assert "Edit 1 (ROME, layer 1) is on and the model says \u201cParis\u201d already." in said(at)
+    assert at.button(key="run-layers").disabled, "side by side with the original weights, too"
+    settle(at.button(key="layers-original").click().run())
+    assert at.session_state["factscope-view"].model.edits == () and own.find(entry.key) is not None
+    settle(at.text_input(key="layers-target").set_value("Oslo").run())
+    assert not at.button(key="run-layers").disabled and "already" not in said(at)
+
+
+def test_no_statistics_of_random_weights_are_suggested(open_page: OpenPage, tiny: str) -> None:
+    at = open_page("layers", **{**ASKED, "method": "rome", "set": ["steps=3"]}, model=f"random:{tiny}")
+    assert "statistics of random weights are of no use: choose identity, or edit it with ft" in said(at)
+    assert "--text" not in said(at) and at.button(key="layers-identity")
 
 
 def test_a_setting_that_cannot_be_read_is_a_sentence(open_page: OpenPage) -> None:
@@ -150,22 +181,22 @@ def test_edited_weights_are_asked_and_named(open_page: OpenPage, tiny: str) -> N
     assert "edited: ROME, layer 1" in said(at) and "seed 1" in said(at)
 
 
-def _edit(tiny: str) -> Edit:
+def _edit(name: str, scale: float = 1.0) -> Edit:
     import torch
 
     from factscope.interventions.weights import WeightDelta
 
-    with runs.use(ModelChoice(name=tiny)) as model:
+    with runs.use(ModelChoice(name=name)) as model:
         width = model.parts.wiring.down_projection[1].weight.shape
         generator = torch.Generator().manual_seed(5)
         delta = WeightDelta(
             layer=1, place="down_projection",
-            left=torch.randn(max(width), 1, generator=generator),
+            left=scale * torch.randn(max(width), 1, generator=generator),
             right=torch.randn(1, min(width), generator=generator),
         )  # fmt: skip
         return Edit(
             method="rome", problem="error-injection", model=EditedModel.of(model), computed_on=model.info.weights,
-            facts=(EditFact(prompt="The capital of {} is", subject="Japan", target="Rome", answer="Tokyo"),),
+            facts=(FACT,),
             spec={"seed": 1, "preset": "rome", "layers": [1]}, deltas=(delta,),
         )  # fmt: skip
 
@@ -222,12 +253,22 @@ def words(found: Any, grey: tuple[int, ...] = ()) -> str:
 
 
 def test_agreement_is_told_with_the_layer_that_speaks_against_it() -> None:
-    found = words(result([0.98, 0.97, 0.99, 0.4], [0.6, 0.2, 0.05, 0.1]))
-    assert "best at layer 2 (harmonic mean of its scores 0.99)" in found and "layers 0, 1 come within 0.05" in found
+    found = words(result([0.98, 0.6, 0.99, 0.4, 0.3, 0.2], [0.6, 0.2, 0.05, 0.1, 0.1, 0.1]))
+    assert "best at layer 2 (harmonic mean of its scores 0.99)" in found and "layer 0 comes within 0.05" in found
     assert "largest effect is at layer 0 (0.60)" in found
     assert "They agree: the edit at layer 0 is as good as anywhere" in found
     assert "so it is at layer 2, where the tracing effect is 0.05" in found
     assert "nothing is correlated" in found
+
+
+def test_where_most_layers_are_as_good_the_trace_singles_none_out() -> None:
+    rewrite, tracing = [0.98, 0.97, 0.99, 0.96, 0.2, 0.98, 0.97, 0.1], [0.6, 0.2, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1]
+    found = words(result(rewrite, tracing))
+    led = "The trace does not single out a layer for the edit: layers 0\u20133, 5, 6 are within 0.05 of the best."
+    assert found.startswith(led) and "agree" not in found
+    elsewhere = words(result(rewrite, [0.1, 0.2, 0.05, 0.1, 0.1, 0.1, 0.1, 0.6]))
+    assert "They do not agree: at layer 7" in elsewhere, "the trace singles one out that is none of them"
+    assert "agree" not in words(result([0.9, np.nan, np.nan], [0.5, 0.1, 0.2])), "one layer is compared with no other"
 
 
 def test_disagreement_is_told_with_both_numbers() -> None:

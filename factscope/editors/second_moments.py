@@ -162,10 +162,19 @@ def moments_for(model: ModelHandle, layers: Sequence[int], statistics: str) -> M
     if missing:
         raise SpecError(
             f"there are no statistics of keys for {model.info.name}, layer {', '.join(map(str, missing))}",
-            f"collect them from text with 'factscope statistics --model {model.info.name} --layers "
-            f"{','.join(map(str, missing))} --text FILE', import a published file, or choose identity",
+            _instead(model.info.name, missing),
         )
     return Moments({layer: moment for layer, moment in found.items() if moment is not None})
+
+
+def _instead(name: str, missing: Sequence[int]) -> str:
+    """What can be done without statistics; those of a model that has learned nothing are not worth collecting."""
+    if name.startswith("random:"):
+        return "statistics of random weights are of no use: choose identity, or edit it with ft"
+    return (
+        f"collect them from text with 'factscope statistics --model {name} --layers {','.join(map(str, missing))} "
+        "--text FILE', import a published file, or choose identity"
+    )
 
 
 def missing_layers(model: ModelHandle, layers: Sequence[int], statistics: str = AUTO) -> tuple[int, ...]:

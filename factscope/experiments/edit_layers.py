@@ -34,7 +34,16 @@ from factscope.experiments.edit_evaluation import EditEvaluation, EvaluationSpec
 from factscope.experiments.edit_probes import probes_for
 from factscope.experiments.edit_scores import Averaging, FactScores
 from factscope.experiments.editing import INJECTION, EditingSpec, chosen_settings, facts_to_edit
-from factscope.experiments.results import Progress, Timed, coarse_to_fine, silent, tokenized
+from factscope.experiments.results import (
+    Progress,
+    Timed,
+    answer_logits,
+    coarse_to_fine,
+    is_first_choice,
+    named_target,
+    silent,
+    tokenized,
+)
 from factscope.experiments.traces import TraceSite
 from factscope.models.handle import ModelHandle, ModelInfo
 from factscope.queries import Probe, Query
@@ -182,6 +191,7 @@ def prepare(model: ModelHandle, query: Query | TokenizedQuery, spec: LayersSpec)
         raise SubjectError(
             "an edit needs a subject, and the query has none", "give the subject's text as in the prompt"
         )
+    facts_to_edit(model, seen, _editing(spec))
     settings = settings_by_layer(model, spec)
     _refuse(model, settings)
     if spec.site != "hidden":
@@ -189,6 +199,15 @@ def prepare(model: ModelHandle, query: Query | TokenizedQuery, spec: LayersSpec)
     fast, alone = edit_cost.speed(model), EvaluationSpec(texts=0, sampled=False)
     asked = [replace(_editing(spec, one.layers), evaluation=alone) for one in settings.values()]
     return sum(edit_cost.estimate(model, seen, one, fast).seconds for one in asked)
+
+
+def says_already(model: ModelHandle, query: Query | TokenizedQuery, spec: LayersSpec) -> bool:
+    """Whether the model, with the edits that are on, goes on with all of the new answer: nothing is left to inject."""
+    if spec.problem != INJECTION or not spec.new_answer:
+        return False
+    seen = tokenized(model, replace(tokenized(model, query).query, answer=spec.new_answer.strip(), foil=None))
+    target = named_target(model, seen)
+    return target is not None and is_first_choice(answer_logits(model, seen, target), target)
 
 
 def _refuse(model: ModelHandle, settings: Mapping[int, EditSpec]) -> None:
