@@ -308,7 +308,7 @@ def restorable(result: Any, null: Any | None, missing: str = "") -> Finding:
     """The subject's state that gives back most, against the same trace with other tokens corrupted.
 
     Both are looked at from the layer on at which a token that was not corrupted carries something: before it, restoring
-    what was corrupted gives back everything by construction. A state counts that gives back a fifth of what the
+    one corrupted token gives back everything by construction. A state counts that gives back a fifth of what the
     corruption took, and a larger share than the other tokens' states do of what their corruption took.
 
     Args:
@@ -317,10 +317,10 @@ def restorable(result: Any, null: Any | None, missing: str = "") -> Finding:
     if result.doubts:
         return Finding(beats=None, effect=result.doubts[0].rstrip("."))
     if result.early_site is None:
-        return Finding(beats=None, effect=f"In all {len(result.layers)} layers restored by construction.")
+        return Finding(beats=None, effect=f"In all {len(result.layers)} layers {_built(result)}.")
     (cell, share), first = result.early_site, result.carried_from
     p = float(result.p_restored[result.positions.index(cell.position), result.layers.index(cell.layer)])
-    built = f"; below layer {first} by construction" if first else ""
+    built = f"; below layer {first} {_built(result)}" if first else ""
     effect = (
         f"{share:.0%} back by token {cell.position}, layer {cell.layer} (p {probability(result.p_corrupted)} \u2192"
         f" {probability(p)}, clean {probability(result.p_clean)}{built})"
@@ -334,6 +334,12 @@ def restorable(result: Any, null: Any | None, missing: str = "") -> Finding:
         effect=effect,
         null=f"{theirs:.0%} back with \u201c{words}\u201d corrupted",
     )
+
+
+def _built(result: Any) -> str:
+    """What holds before another token carries something: one corrupted token restores by construction."""
+    one = len(result.corrupted) == 1
+    return "restored by construction" if one else "only the corrupted tokens give anything back"
 
 
 STEPS: tuple[Step, ...] = (

@@ -16,6 +16,8 @@ from factscope import charts
 from factscope.charts import Figure
 from factscope.charts.text import measured
 from factscope.demo.lookup import taught_here, untaught, was_taught
+from factscope.editors.edit import names_subject
+from factscope.interventions.attention import window
 
 MAX_CELLS = 5000
 RANDOM_WEIGHTS = "same on random weights"
@@ -440,11 +442,36 @@ def incomplete(result: Any) -> tuple[str, ...]:
 
 
 def _constructed(result: Any, *, tokens: bool = False) -> dict[str, Any]:
-    """Where a trace of states gives the answer back by construction, for the figure; updates never do."""
-    if result.spec.site != "hidden" or incomplete(result):
+    """Where a trace of states gives the answer back by construction, for the figure.
+
+    Updates never do; nor does one of several corrupted tokens, or a token of which something stays corrupted.
+    """
+    spec = result.spec
+    if spec.site != "hidden" or spec.sever != "none" or len(result.corrupted) != 1 or incomplete(result):
         return {}
     found = {"carried_from": result.carried_from}
     return found | {"corrupted_tokens": result.corrupted} if tokens else found
+
+
+def _written(result: Any) -> dict[tuple[int, int], str]:
+    """By position and layer of a trace, what the edits that are on write there: of this subject, at its last token."""
+    view = state.view()
+    choices = [view.model, *([] if view.a is None else [view.a.model])]
+    subject, site = result.query.subject_text, result.spec.site
+    found: dict[tuple[int, int], str] = {}
+    if subject is None or site == "attention":
+        return found
+    at = result.query.subject[1] - 1
+    for edit in stack.edits_of(result.model.weights, *choices):
+        if edit.spec.get("fact_token") != "subject_last" or not names_subject(edit, subject):
+            continue
+        for layer in edit.layers:
+            words = f"the edit writes (layer {layer}, last subject token)"
+            width = 1 if site == "hidden" else result.window
+            for centre in result.layers:
+                if layer in window(centre, width, result.model.n_layers):
+                    found.setdefault((at, centre), words)
+    return found
 
 
 def trace_map(result: Any, measure: Any, doubts: Sequence[str], *, null: Any = None) -> Figure:
@@ -471,6 +498,7 @@ def trace_map(result: Any, measure: Any, doubts: Sequence[str], *, null: Any = N
         cursor=_cursor(result.query, result.layers),
         doubts=(*doubts, *incomplete(result)),
         **_constructed(result, tokens=True),
+        written=_written(result),
         null=None if null is None else trace_null(null, measure),
     )
     return replace(figure, sentence=" ".join([figure.sentence, *said]))

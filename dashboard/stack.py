@@ -299,6 +299,11 @@ def edits(model: ModelChoice) -> tuple[Any, ...]:
 
 def described(weights: str, *choices: ModelChoice) -> str | None:
     """A weight state in words, if it is that of one of these choices with edits on."""
+    return "; ".join(words(edit) for edit in edits_of(weights, *choices)) or None
+
+
+def edits_of(weights: str, *choices: ModelChoice) -> tuple[Any, ...]:
+    """The edits that are on in a weight state, if it is that of one of these choices."""
     from factscope.editors.edit import fingerprint
 
     for choice in choices:
@@ -307,8 +312,8 @@ def described(weights: str, *choices: ModelChoice) -> str | None:
         except EditError:
             continue
         if found and fingerprint(found[0].model.weights, found) == weights:
-            return "; ".join(words(edit) for edit in found)
-    return None
+            return tuple(found)
+    return ()
 
 
 def settle(view: View, *, said: bool) -> tuple[View, list[LinkError]]:

@@ -178,7 +178,11 @@ def test_a_subject_must_give_back_more_than_other_corrupted_tokens(null: list[fl
     other = traced((2, 3), [[0.0] * 3, [0.0] * 3, null, [0.0] * 3, [0.0, 0.4, 0.8]])
     found = evidence.restorable(result, other)
     assert (found.beats, found.null) == (beats, said)
-    assert found.effect == ("75% back by token 3, layer 1 (p 0.10 → 0.70, clean 0.90; below layer 1 by construction)")
+    assert found.effect == (
+        "75% back by token 3, layer 1 (p 0.10 → 0.70, clean 0.90; below layer 1 restored by construction)"
+    )
+    several = evidence.restorable(traced((2, 4), JAPAN_CARRIES), None).effect
+    assert "by construction" not in several and "below layer 1 only the corrupted tokens" in several
 
 
 def test_a_tiny_share_is_no_evidence_and_a_null_that_takes_nothing_gives_nothing_back() -> None:

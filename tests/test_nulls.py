@@ -132,10 +132,19 @@ def test_what_a_trace_gives_back_by_construction_is_said() -> None:
     asked: dict[str, Any] = {"site": "hidden", "corrupted": 0.1, "clean": 0.9, "answer": "Paris"}
     shown = charts.trace_map(tokens(), LAYERS, values, **asked, corrupted_tokens=(3,), carried_from=2).sentence
     assert "(position 3) at layer 1 gives back most before the read-out: 0.90." in shown
-    assert "That is so by construction: before layer 2 the corrupted tokens alone differ." in shown
+    assert "That is so by construction: before layer 2 the corrupted token alone differs." in shown
     assert "Of the others, ·Tower (position 5) at layer 4 gives back most: 0.60." in shown
-    for other in ({"corrupted_tokens": (3,), "carried_from": 1}, {"corrupted_tokens": (4,), "carried_from": 2}):
+    for other in (
+        {"corrupted_tokens": (3,), "carried_from": 1},
+        {"corrupted_tokens": (4,), "carried_from": 2},
+        {"corrupted_tokens": (2, 3), "carried_from": 2},
+    ):
         assert "by construction" not in charts.trace_map(tokens(), LAYERS, values, **asked, **other).sentence
+    words = "the edit writes (layer 1, last subject token)"
+    edited = charts.trace_map(tokens(), LAYERS, values, **asked, corrupted_tokens=(2, 3), written={(3, 1): words})
+    assert "0.90. That is where the edit writes (layer 1, last subject token)." in edited.sentence
+    elsewhere = charts.trace_map(tokens(), LAYERS, values, **asked, written={(3, 2): words})
+    assert "the edit writes" not in elsewhere.sentence
 
 
 # On the page
@@ -264,3 +273,34 @@ def test_a_link_keeps_whether_random_weights_are_asked() -> None:
         view = View(trace=TraceChoice(null=null), enrich=EnrichChoice(null=null))
         assert parse(to_params(view)) == (view, [])
     assert parse({"trace-null": ["2"]})[0] == View() and len(parse({"trace-null": ["2"]})[1]) == 1
+
+
+def test_by_construction_is_said_of_one_corrupted_token_of_which_nothing_is_severed() -> None:
+    def built(corrupted: tuple[int, ...], sever: str = "none", site: str = "hidden") -> dict[str, Any]:
+        spec = SimpleNamespace(site=site, sever=sever)
+        result = SimpleNamespace(spec=spec, corrupted=corrupted, carried_from=3, p_restored_by_seed=np.zeros((1, 2, 2)))
+        return figures._constructed(result, tokens=True)
+
+    assert built((4,)) == {"carried_from": 3, "corrupted_tokens": (4,)}
+    assert not any((built((3, 4)), built((4,), "mlp"), built((4,), "attention"), built((4,), site="mlp")))
+
+
+def test_a_trace_of_edited_weights_says_where_the_edit_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    edit = SimpleNamespace(
+        layers=(1,), spec={"fact_token": "subject_last"}, facts=(SimpleNamespace(subject="the Eiffel Tower"),)
+    )
+    monkeypatch.setattr(figures.state, "view", lambda: SimpleNamespace(model=None, a=None))
+    monkeypatch.setattr(figures.stack, "edits_of", lambda weights, *choices: (edit,) if weights == "edited" else ())
+
+    def written(weights: str = "edited", site: str = "hidden", subject: str = "Eiffel Tower") -> set[tuple[int, int]]:
+        query = SimpleNamespace(subject_text=subject, subject=(1, 4))
+        info = SimpleNamespace(weights=weights, n_layers=6)
+        spec = SimpleNamespace(site=site)
+        result = SimpleNamespace(query=query, model=info, spec=spec, layers=tuple(range(6)), window=3)
+        return set(figures._written(result))
+
+    assert written() == {(3, 1)}
+    assert written(site="mlp") == {(3, 0), (3, 1), (3, 2)}
+    assert not written("original") and not written(site="attention") and not written(subject="Louvre")
+    edit.spec = {"bound": 5e-4}
+    assert not written(), "finetuning writes at every token"

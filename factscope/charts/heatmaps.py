@@ -265,6 +265,7 @@ def trace_map(
     null: pd.DataFrame | None = None,
     corrupted_tokens: Sequence[int] = (),
     carried_from: int = 0,
+    written: Mapping[tuple[int, int], str] | None = None,
 ) -> Figure:
     """What the answer comes to when one place of the corrupted run is restored to the clean one.
 
@@ -278,7 +279,8 @@ def trace_map(
         null: columns layer, low, high: by how much the same experiment moves the measure where nothing is to be found.
             Cells that move it no more are grey and not named.
         corrupted_tokens, carried_from: positions that were corrupted, and the first layer at which another token
-            carries something: before it, restoring them undoes the corruption, which is said.
+            carries something: before it, restoring the only one undoes the corruption, which is said.
+        written: by position and layer what an edit that is on writes there, "the edit writes (layer 1, ...)".
 
     Raises:
         SpecError: the site, the measure or the theme is unknown, or the shapes do not fit.
@@ -334,7 +336,7 @@ def trace_map(
         sentence=sentences.trace_map(
             tokens, shape.layers, grid, site=site, corrupted=corrupted, clean=clean, name=names[measure],
             measure=measure, doubts=doubts, counterfactual=counterfactual, reached=None if null is None else reached,
-            corrupted_tokens=corrupted_tokens, carried_from=carried_from,
+            corrupted_tokens=corrupted_tokens, carried_from=carried_from, written=written,
         ),
         alt_table=_wide(tokens, shape.layers, np.round(grid, 4)),
         caption=caption,

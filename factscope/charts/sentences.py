@@ -292,6 +292,7 @@ def trace_map(
     reached: NDArray[np.bool_] | None = None,
     corrupted_tokens: Sequence[int] = (),
     carried_from: int = 0,
+    written: Mapping[tuple[int, int], str] | None = None,
 ) -> str:
     """The place that gives back most, unless it is so by construction or may not be named.
 
@@ -299,7 +300,9 @@ def trace_map(
 
     Args:
         reached: which cells the null reaches; they are not named.
-        corrupted_tokens: positions; restoring them before layer ``carried_from`` undoes the corruption.
+        corrupted_tokens: positions; where it is one alone, restoring it before layer ``carried_from`` undoes the
+            corruption. Of several, the others stay corrupted, and nothing is so by construction.
+        written: what an edit that is on writes, in words, by position and layer.
     """
     done = int((~np.isnan(grid)).sum())
     if not done:
@@ -328,9 +331,11 @@ def trace_map(
         f"{_so_far(done, grid.size)}{ends}; {verb} {_RESTORED[site]} of {token.display} (position {token.position}) "
         f"{_AT[site]} layer {layers[int(j)]} {does} most{where}: {level(best, measure)}"
     )
-    if not (token.position in corrupted_tokens and layers[int(j)] < carried_from):
+    edited = (written or {}).get((token.position, int(layers[int(j)])), "")
+    found += f" {_sentence(f'That is where {edited}')}" if edited else ""
+    if tuple(corrupted_tokens) != (token.position,) or layers[int(j)] >= carried_from:
         return found + grey
-    built = f" That is so by construction: before layer {carried_from} the corrupted tokens alone differ."
+    built = f" That is so by construction: before layer {carried_from} the corrupted token alone differs."
     for i in (i for i, row in enumerate(tokens) if row.position in corrupted_tokens):
         known[i, [j for j, layer in enumerate(layers) if layer < carried_from]] = -np.inf
     t, j = np.unravel_index(np.argmax(known), grid.shape)
@@ -354,7 +359,7 @@ def trace_roles(
     """Where each role of token gives back most.
 
     Args:
-        carried_from: restoring the subject's states before this layer undoes the corruption.
+        carried_from: restoring the subject's one token before this layer undoes the corruption; 0 where it has more.
         table: role, layer, value, and ``null``, whether the null reaches it; a missing value is not computed yet.
     """
     known = table.dropna(subset=["value"])

@@ -205,6 +205,11 @@ def put_in(edits: Sequence[Edit], subject: str, answer: str | None) -> bool:
     )
 
 
+def names_subject(edit: Edit, subject: str) -> bool:
+    """Whether an edit is about a subject, in any case."""
+    return any(_plain(fact.subject) == _plain(subject) for fact in edit.facts)
+
+
 def _plain(text: str) -> str:
     return " ".join(text.split()).casefold().removeprefix("the ")
 
