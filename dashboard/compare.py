@@ -434,16 +434,34 @@ def _drawn(panel: Panel, result: Any, side: Side) -> Figure:
 def _located(panel: Panel, shown: Figure, sides: Sequence[Side], results: Sequence[Any]) -> Figure:
     """The difference; its sentence names no place where either model does not know its fact, or its result is in doubt.
 
-    What is nothing in A differs from A by what it is in B.
+    What is nothing in A differs from A by what it is in B. Where the two sides are one question to one model with other
+    edits on, the side that does not give the answer is what the other is measured against: the difference is named.
     """
     if not panel.located:
         return shown
-    found = []
+    found, untold = [], []
     for name, side, result in zip("AB", sides, results, strict=True):
         why = figures.no_peak(side.prediction)
         doubt = next(iter(panel.doubts(result)), "").rstrip(".")
         found += [f"in {name} {why or doubt[:1].lower() + doubt[1:]}"] if why or doubt else []
+        untold += [name] if why and not figures.incomplete(result) else []
+    if len(found) == len(untold) == 1 and _other_edits(sides):
+        what = f"This is B \u2212 A under other edits; no place of {untold[0]} alone is named, since {found[0]}."
+        return dataclasses.replace(shown, sentence=f"{shown.sentence} {what}")
     return figures.judged(shown, " and ".join(found))
+
+
+def _other_edits(sides: Sequence[Side]) -> bool:
+    """Whether both sides ask one model for the same answer to the same question, with other edits on."""
+    a, b = sides
+    bare = [dataclasses.replace(side.view.model, edits=()) for side in sides]
+    asked = [(side.query.prompt, side.query.subject, side.query.answer, side.prediction.target.ids) for side in sides]
+    return (
+        bare[0] == bare[1]
+        and a.view.model.edits != b.view.model.edits
+        and a.query.answer is not None
+        and asked[0] == asked[1]
+    )
 
 
 def _difference(panel: Panel, sides: Sequence[Side], found: Sequence[Snapshot | None]) -> None:

@@ -436,8 +436,11 @@ def trace_doubts(result: Any, prediction: Any) -> tuple[str, ...]:
 
 
 def incomplete(result: Any) -> tuple[str, ...]:
-    """Why no place of a trace may be named before all of it is computed."""
-    done, total = int((~np.isnan(result.p_restored_by_seed)).sum()), result.p_restored_by_seed.size
+    """Why no place of a trace may be named before all of it is computed; nothing of other results."""
+    restored = getattr(result, "p_restored_by_seed", None)
+    if restored is None:
+        return ()
+    done, total = int((~np.isnan(restored)).sum()), restored.size
     return (f"The trace is not complete ({done} of {total} runs).",) if done < total else ()
 
 

@@ -116,6 +116,25 @@ def test_models_takes_edits(files: list[str]) -> None:
     refused(invoke("models", "--edit", files[0]), "one.safetensors", "stands without --model")
 
 
+def test_an_answer_that_an_edit_put_in_is_told_from_one_that_nobody_put_there() -> None:
+    from types import SimpleNamespace
+
+    from factscope.cli.notes import notes
+
+    def said(answer: str, *on: Edit) -> list[str]:
+        query = Query(prompt="Eiffel Tower stands in", subject="Eiffel Tower", answer=answer)
+        result = SimpleNamespace(query=SimpleNamespace(query=query), model=SimpleNamespace(name="bundled"))
+        return notes("flow", result, on)
+
+    fact = EditFact(prompt="{} stands in", subject="Eiffel Tower", target="Rome")
+    on = replace(edits()[0], facts=(fact,))
+    untaught = "not among the facts this model was taught; "
+    assert said("Rome", on) == [f"'Eiffel Tower' with 'Rome': {untaught}an edit put it there."]
+    assert said("Oslo", on) == [f"'Eiffel Tower' with 'Oslo': {untaught}its confidence says nothing."]
+    assert said("Rome") == [f"'Eiffel Tower' with 'Rome': {untaught}its confidence says nothing."]
+    assert said("Paris", on) == []
+
+
 # ------------------------------------------------------------------------------------------------------ refusals
 
 

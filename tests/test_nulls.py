@@ -14,7 +14,7 @@ from test_dashboard_compare import OpenPage, cells, charts_of, lines
 from test_dashboard_pages import open_page, said, settle, tiny
 
 from dashboard import compare, figures
-from dashboard.link import EnrichChoice, FlowChoice, TraceChoice, View, parse, to_params
+from dashboard.link import EnrichChoice, FlowChoice, ModelChoice, TraceChoice, View, parse, to_params
 from factscope import charts
 from factscope.charts import export
 from factscope.charts.theme import THEMES
@@ -114,7 +114,13 @@ def test_a_first_choice_is_no_answer_where_none_was_given(
 def test_a_difference_names_no_place_where_one_side_does_not_know_its_fact() -> None:
     shown = charts.knockout_map(tokens(), LAYERS, np.full((len(tokens()), len(LAYERS)), -50.0), answer="Paris")
     sides: list[Any] = [
-        SimpleNamespace(prediction=SimpleNamespace(model=SimpleNamespace(name=name), taught=None, known=known))
+        SimpleNamespace(
+            prediction=SimpleNamespace(
+                model=SimpleNamespace(name=name), taught=None, known=known, target=SimpleNamespace(ids=(1,))
+            ),
+            query=Query(prompt="It is in"),
+            view=View(),
+        )
         for name, known in (("gpt2", True), ("gpt2", False))
     ]
     panel: Any = SimpleNamespace(located=True, doubts=lambda result: result)
@@ -124,6 +130,34 @@ def test_a_difference_names_no_place_where_one_side_does_not_know_its_fact() -> 
     doubted = compare._located(panel, shown, sides[:1] * 2, [("The seeds do not agree.",), ()])
     assert doubted.sentence.startswith("No place is named, since in A the seeds do not agree.")
     assert compare._located(SimpleNamespace(located=False), shown, sides, [(), ()]) is shown  # type: ignore[arg-type]
+
+
+def test_a_difference_under_other_edits_names_its_place_and_says_what_it_is() -> None:
+    shown = charts.knockout_map(tokens(), LAYERS, np.full((len(tokens()), len(LAYERS)), -50.0), answer="Paris")
+
+    def side(known: bool, *edits: str, answer: str = "Rome", name: str = "bundled") -> Any:
+        prediction = SimpleNamespace(
+            model=SimpleNamespace(name="gpt2"), taught=None, known=known, target=SimpleNamespace(ids=(1,))
+        )
+        query = SimpleNamespace(prompt="It is in", subject="It", answer=answer)
+        view = SimpleNamespace(model=ModelChoice(name=name, edits=edits))
+        return SimpleNamespace(prediction=prediction, query=query, view=view)
+
+    panel: Any = SimpleNamespace(located=True, doubts=lambda result: result)
+    edited = side(True, "e" * 16)
+    said = compare._located(panel, shown, [side(False), edited], [("It does not know this.",), ()]).sentence
+    assert said.startswith(shown.sentence)
+    assert said.endswith(
+        "This is B \u2212 A under other edits; no place of A alone is named, since in A the model does not know this."
+    )
+    for a, b, doubts in (
+        (side(False), side(False, "e" * 16), ()),
+        (side(False, answer="Paris"), edited, ()),
+        (side(False), side(True), ()),
+        (side(False, name="gpt2"), edited, ()),
+        (side(False), edited, ("The seeds do not agree.",)),
+    ):
+        assert compare._located(panel, shown, [a, b], [(), doubts]).sentence.startswith("No place is named, since in A")
 
 
 def test_what_a_trace_gives_back_by_construction_is_said() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from factscope.cli.telling import cut
@@ -22,8 +23,13 @@ def summary(command: str, result: Any) -> dict[str, Any]:
     return found if result.p_foil is None else {**found, "p_foil": result.p_foil}
 
 
-def notes(command: str, result: Any) -> list[str]:
-    """What the result does not say itself: options without effect, and a subject that the bundled model never met."""
+def notes(command: str, result: Any, edits: Sequence[Any] = ()) -> list[str]:
+    """What the result does not say itself: options without effect, and a subject that the bundled model never met.
+
+    Args:
+        edits: those that are on.
+    """
+    from factscope.editors.edit import put_in
     from factscope.experiments.results import BUNDLED
 
     query = result.query.query
@@ -52,5 +58,7 @@ def notes(command: str, result: Any) -> list[str]:
         taught = is_taught(query.subject) if answer is None else was_taught(query.prompt, query.subject, answer)
         if not taught:
             named = f"{cut(query.subject)!r}" + ("" if answer is None else f" with {cut(answer)!r}")
-            notes.append(f"{named}: not among the facts this model was taught; its confidence says nothing.")
+            untaught = f"{named}: not among the facts this model was taught; "
+            edited = answer is not None and put_in(edits, query.subject, answer)
+            notes.append(untaught + ("an edit put it there." if edited else "its confidence says nothing."))
     return notes

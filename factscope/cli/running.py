@@ -162,7 +162,7 @@ def _report(command: str, handle: Any, result: Any, format: Format, out: Path | 
     """
     where = partial(out) if stopped else out
     rows = result.table()
-    said = [*handle.warnings, *result.warnings, *notes.notes(command, result)]
+    said = [*handle.warnings, *result.warnings, *notes.notes(command, result, handle.edits)]
     if stopped:
         said.append(f"The run was cancelled after {result.passes} passes: these {len(rows)} rows are not all.")
     data = output.document(command, result, rows, notes.summary(command, result), said)
