@@ -135,6 +135,40 @@ def test_an_answer_that_an_edit_put_in_is_told_from_one_that_nobody_put_there() 
     assert said("Paris", on) == []
 
 
+def test_above_the_table_a_reason_stands_once_and_the_edit_in_words() -> None:
+    from factscope.cli.telling import headline
+
+    edit = {
+        "key": "k1", "method": "rome", "problem": "error-injection", "layers": [1], "computed_on": "w0",
+        "spec": {"steps": 40, "clamp": 1.0}, "report": {"update_norm": {"1": 45.32}, "seconds": 3.0},
+    }  # fmt: skip
+    data: dict[str, Any] = {
+        "command": "edit", "query": {"prompt": "It is in", "target": {"text": " Paris"}, "p_target": 0.9, "rank": 1},
+        "model": {"name": "bundled", "family": "gpt2", "n_layers": 8, "dtype": "float32", "weights": "w0"},
+        "summary": {"not_scored": {"ns": "none known", "nm": "none known", "essence": "no text"}, "edits": [edit]},
+    }  # fmt: skip
+    lines = headline(data).splitlines()
+    assert "not_scored ns, nm (none known); essence (no text)" in lines
+    assert "edits   rome, layer 1, error-injection, update norm 45.32, at most 40 steps (k1)" in lines
+
+
+def test_an_empty_column_of_layers_is_explained() -> None:
+    from types import SimpleNamespace
+
+    import pandas as pd
+
+    from factscope.cli.notes import notes
+
+    def said(neighbourhood: float, rewrite: float = 0.5) -> list[str]:
+        rows = {"layer": [0], "rewrite": [rewrite], "paraphrase": [0.5], "neighbourhood": [neighbourhood]}
+        asked = SimpleNamespace(query=Query(prompt="It is in"))
+        table = pd.DataFrame(rows)
+        return notes("layers", SimpleNamespace(query=asked, model=SimpleNamespace(name="x"), table=lambda: table))
+
+    assert said(float("nan"))[0].startswith("The column neighbourhood is empty: no question about another subject")
+    assert said(0.9) == said(float("nan"), float("nan")) == []
+
+
 # ------------------------------------------------------------------------------------------------------ refusals
 
 

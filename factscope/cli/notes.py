@@ -7,6 +7,12 @@ from typing import Any
 
 from factscope.cli.telling import cut
 
+_NONE = {
+    "paraphrase": "no other words for the question are known that the edit could move; give some with --probes",
+    "neighbourhood": "no question about another subject with the same answer is known; give some with --probes",
+}
+"""Why a column of the command layers may hold nothing."""
+
 
 def summary(command: str, result: Any) -> dict[str, Any]:
     """What the contract names beside the rows."""
@@ -36,6 +42,10 @@ def notes(command: str, result: Any, edits: Sequence[Any] = ()) -> list[str]:
     if command == "trace":
         return list(result.doubts)
     notes = []
+    if command == "layers":
+        table = result.table()
+        empty = {name: len(table) > 0 and bool(table[name].isna().all()) for name in ("rewrite", *_NONE)}
+        notes += [f"The column {n} is empty: {why}." for n, why in _NONE.items() if empty[n] and not empty["rewrite"]]
     if command not in ("predict", "flow", "heads") and query.foil is not None:
         notes.append(
             f"The foil {cut(query.foil)!r} changes nothing in {command}; predict gives its probability, flow the "

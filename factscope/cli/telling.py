@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -54,7 +54,7 @@ def headline(data: dict[str, Any]) -> str:
         f"target  {query['target']['text']!r}  p {query['p_target']:.4g}  rank {query['rank']}",
     ]
     said = {name: value for name, value in data["summary"].items() if (name, value) != ("taught", None)}
-    lines += [f"{name:7} {_in_words(value)}" for name, value in said.items()]
+    lines += [f"{name:7} {_SAID.get(name, _in_words)(value)}" for name, value in said.items()]
     return "\n".join(lines) + "\n\n"
 
 
@@ -80,6 +80,31 @@ def _edit_in_words(edit: dict[str, Any]) -> str:
 
 def _is_table(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _reasons(missing: dict[str, str]) -> str:
+    """Every reason once, with the scores that are missing for it."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        by_reason.setdefault(reason, []).append(name)
+    return output.printable("; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items()))
+
+
+def _computed(edits: Sequence[dict[str, Any]]) -> str:
+    """How each edit was made, without what the JSON alone needs."""
+    found = []
+    for edit in edits:
+        layers = f"layer{'s' if len(edit['layers']) > 1 else ''} {', '.join(map(str, edit['layers']))}"
+        norms = ", ".join(f"{norm:.4g}" for norm in edit["report"].get("update_norm", {}).values())
+        steps = edit["spec"].get("steps")
+        more = [f"update norm {norms}"] if norms else []
+        more += [f"at most {steps} steps"] if steps is not None else []
+        found.append(", ".join([edit["method"], layers, edit["problem"], *more]) + f" ({edit['key']})")
+    return output.printable("; ".join(found))
+
+
+_SAID: dict[str, Callable[[Any], str]] = {"not_scored": _reasons, "edits": _computed}
+"""Parts of a summary that have words of their own."""
 
 
 def print(text: str, *, encoding: str | None = None) -> None:
