@@ -108,7 +108,7 @@ def test_cancel_keeps_what_was_done_and_says_that_it_is_partial(open_page: OpenP
 def test_missing_statistics_are_said_with_what_to_do(open_page: OpenPage) -> None:
     at = open_page("layers", **{**ASKED, "method": "rome", "set": ["steps=3", "contexts=none"]})
     assert "There are no statistics of keys" in said(at) and "layer 0, 1, 2, 3" in said(at)
-    assert not [button for button in at.button if button.key == "run-layers"]
+    assert at.button(key="run-layers").disabled
     settle(at.button(key="layers-identity").click().run())
     assert "no statistics of keys for" not in said(at)
     run(at)
@@ -123,7 +123,8 @@ def test_a_new_answer_that_is_the_answer_is_refused(open_page: OpenPage) -> None
     assert "New answer here and Answer in the fact line are both \u201cTokyo\u201d" in said(at)
     assert at.button(key="run-layers").disabled and not charts_of(at)
     settle(at.text_input(key="layers-target").set_value("Rome").run())
-    assert not at.button(key="run-layers").disabled and "unlearn" not in said(at)
+    assert "unlearn" not in said(at)
+    assert not any(button.disabled for button in at.button if button.key == "run-layers"), "or it was run before"
 
 
 FRANCE = {"prompt": "The capital of France is", "subject": "France", "answer": "Rome", "model": "bundled"}
