@@ -806,7 +806,7 @@ def layer_scores(result: Any, *, null: Any = None, unnamed: str = "", untraced: 
     return charts.layer_scores(
         result.table(),
         n_layers=result.model.n_layers,
-        tracing=pd.DataFrame({"layer": result.layers, "tracing_effect": result.tracing_effect}),
+        tracing=pd.DataFrame({"layer": result.layers, "tracing_effect": shares_restored(result)}),
         site=spec.site,
         theme=theme(),
         cursor_layer=_cursor_layer(),
@@ -815,6 +815,12 @@ def layer_scores(result: Any, *, null: Any = None, unnamed: str = "", untraced: 
         untraced=untraced,
         caption=caption(result, f"{words}{changed}, seed {spec.seed}", _trace_words(result.trace)),
     )
+
+
+def shares_restored(result: Any) -> np.ndarray:
+    """The tracing effect of every layer; NaN where the corruption took nothing that could be given back."""
+    effect = np.asarray(result.tracing_effect, dtype=float)
+    return effect if result.trace.total_effect > 0 else np.full_like(effect, np.nan)
 
 
 def layers_difference(both: Any) -> Figure:

@@ -236,7 +236,7 @@ def here(result: Any, prediction: Any, grey: Sequence[int]) -> list[str]:
 def _table(result: Any) -> pd.DataFrame:
     """One row for every layer that is asked, done or not."""
     columns = {name: result.score(name) for name in SCORES}
-    return pd.DataFrame({"layer": result.layers, **columns, "tracing_effect": result.tracing_effect})
+    return pd.DataFrame({"layer": result.layers, **columns, "tracing_effect": figures.shares_restored(result)})
 
 
 def few(best: Sequence[int], done: pd.DataFrame) -> bool:
@@ -354,7 +354,10 @@ def shown_layer(result: Any) -> int:
 def of_layer(result: Any, layer: int) -> list[str]:
     """The layer, and its numbers in a line."""
     row: Any = _table(result).set_index("layer").loc[layer]
-    words = [f"tracing effect {text.probability(float(row['tracing_effect']))}"]
+    effect = float(row["tracing_effect"])
+    words = [
+        f"tracing effect {text.probability(effect)}" if effect == effect else "no tracing effect: nothing to restore"
+    ]
     told = [f"{name} {text.probability(float(row[name]))}" for name in SCORES if row[name] == row[name]]
     return [f"layer {layer}", ", ".join([*(told or ["not edited yet"]), *words])]
 

@@ -141,6 +141,9 @@ def _scores(line: Any, prediction: Any, spec: Any, prepared: Any) -> tuple[Any, 
             line, "layers-null", "causal_tracing", traced.query.query, traced.spec, passes, prediction, model=model
         )
         null = None if random is None or random.state != "done" else random.result
+    if not result.trace.total_effect > 0:
+        said = "No bars: the corruption did not lower the answer's probability, so that there is nothing to restore."
+        parts.note("warn", [said], key="layers-untraced")
     edits = stack.edits(state.view().model)
     panels.figure(
         figures.layer_scores(
