@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ import streamlit as st
 from dashboard import edit_verdict, figures, help, panels, parts
 from dashboard.executor import Snapshot
 from factscope import output
+from factscope.charts import text
 from factscope.columns import COLUMNS
 
 KINDS = {
@@ -97,25 +99,35 @@ def _table(evaluation: Any) -> None:
     for name, words in (("target", "p(new)"), ("true", "p(true)")):
         for when in ("before", "after"):
             config[f"{name} {when}"] = st.column_config.NumberColumn(
-                f"{words} {when}", format="%.3f", width=88, help=help.definition(f"p_{name}_{when}")
+                f"{words} {when}", width=88, help=help.definition(f"p_{name}_{when}")
             )
-        config[f"{name} change"] = st.column_config.NumberColumn(
-            "change", format="%+.3f", width=62, help="After minus before."
-        )
+        config[f"{name} change"] = st.column_config.NumberColumn("change", width=62, help="After minus before.")
     config |= {
         f"says {when}": st.column_config.TextColumn(
             f"says {when}", width=112, help=f"How the model goes on greedily after the prompt, {when} the edit."
         )
         for when in ("before", "after")
     }
+    written = {f"{name} {when}": _probability for name in ("target", "true") for when in ("before", "after")}
+    changes = {f"{name} change": _change for name in ("target", "true")}
     st.dataframe(
-        shown,
+        shown.style.format({**written, **changes}),
         hide_index=True,
-        height=38 + 26 * min(len(shown), 16),
+        height=40 + 26 * min(len(shown), 16),
         row_height=26,
         key="edit-probes",
         column_config=config,
     )
+
+
+def _probability(p: float) -> str:
+    return "" if math.isnan(p) else text.probability(p)
+
+
+def _change(difference: float) -> str:
+    if math.isnan(difference):
+        return ""
+    return "0" if abs(difference) < 0.0005 else text.signed(difference, 3)
 
 
 def _texts(evaluation: Any) -> None:

@@ -185,3 +185,10 @@ def test_the_list_says_what_was_done_to_the_answer() -> None:
     assert said("error-injection") == "Eiffel Tower → Paris (ROME, layer 1, error injection)"
     assert said("fact-erasure") == "Eiffel Tower: Paris erased (ROME, layer 1, fact erasure)"
     assert said("fact-amplification").startswith("Eiffel Tower: Paris amplified")
+
+
+def test_probabilities_and_changes_are_written_as_everywhere() -> None:
+    from dashboard import probes
+
+    assert [probes._probability(p) for p in (3e-5, 0.5, float("nan"))] == ["3e−5", "0.50", ""]
+    assert [probes._change(x) for x in (-0.0001, 0.25, -0.5, float("nan"))] == ["0", "+0.250", "−0.500", ""]
