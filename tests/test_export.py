@@ -285,7 +285,7 @@ def test_an_adapter_of_the_bundled_model_and_of_random_weights_says_where_it_bel
         def __init__(self, name: str) -> None:
             self.info = EditedModel(name=name, revision="abc", dtype="float32", weights="0")
 
-    found = {name: export._base(Named(name)) for name in ("bundled", "random:bundled", "owner/name")}  # type: ignore[arg-type]
+    found = {name: export._base(Named(name), False) for name in ("bundled", "random:bundled", "owner/name")}  # type: ignore[arg-type]
     assert found["bundled"][0] is not None and Path(found["bundled"][0]).joinpath("config.json").is_file()
     assert found["random:bundled"] == (None, None)
     assert found["owner/name"] == ("owner/name", "abc")

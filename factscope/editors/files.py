@@ -22,6 +22,8 @@ from torch import Tensor
 
 from factscope import output
 from factscope.editors.edit import Edit, EditedModel, EditFact
+from factscope.editors.presets import METHODS
+from factscope.editors.specs import PROBLEMS
 from factscope.errors import EditError, InputError
 from factscope.interventions.weights import PLACES, WeightDelta
 
@@ -30,6 +32,8 @@ SUFFIX = ".safetensors"
 _HEADER = "factscope_edit"
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _MIB = 2**20
+MAX_TEXT = 20_000
+"""Characters of one text in a header."""
 
 
 def save_edit(edit: Edit, path: Path | str) -> None:
@@ -171,6 +175,10 @@ def _read(path: Path, file: Any, header: Mapping[str, Any]) -> Edit:
         _damaged(path, said, error)
     if not edit.deltas:
         _damaged(path, "it changes nothing")
+    if not edit.facts:
+        _damaged(path, "it names no fact")
+    if edit.method not in METHODS or edit.problem not in PROBLEMS:
+        _damaged(path, f"its method {edit.method!r} or its problem {edit.problem!r} is unknown")
     if extra := set(file.keys()) - {name for name, _ in edit.tensors()}:
         _damaged(path, f"its tensor {min(extra)!r} belongs to no delta")
     if edit.key != header.get("key"):
@@ -217,6 +225,8 @@ def _text(given: Any, name: str) -> str:
     value = given[name]
     if not isinstance(value, str):
         raise ValueError(f"its {name} {str(value)[:40]!r} is no text")
+    if len(value) > MAX_TEXT or (not value.isprintable() and any("\ud800" <= one <= "\udfff" for one in value)):
+        raise ValueError(f"its {name} {value[:40]!a} is too long, or holds half a character")
     return value
 
 
