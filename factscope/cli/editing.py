@@ -180,7 +180,7 @@ def export(
         telling.say(f"warning: {warning}")
     count = f"{len(edits)} edit{'s' if len(edits) > 1 else ''}"
     done = f"{handle.info.name} with {count}, weights {handle.info.weights}, is in {to} ({form.value})"
-    telling.print(f"{output.printable(done)}\n")
+    telling.write(f"{output.printable(done)}\n")
 
 
 def statistics(

@@ -30,11 +30,11 @@ def emit(data: dict[str, Any], rows: Any, format: Format, out: Path | None) -> N
         output.write(out, data, rows)
         say(f"written: {len(rows)} row{'' if len(rows) == 1 else 's'} to {output.printable(str(out))}")
     elif format is Format.json:
-        print(output.as_json(data), encoding="utf-8")
+        write(output.as_json(data), encoding="utf-8")
     elif format is Format.csv:
-        print(output.as_csv(rows), encoding="utf-8")
+        write(output.as_csv(rows), encoding="utf-8")
     else:
-        print(headline(data) + output.as_text(rows))
+        write(headline(data) + output.as_text(rows))
 
 
 def headline(data: dict[str, Any]) -> str:
@@ -107,7 +107,7 @@ _SAID: dict[str, Callable[[Any], str]] = {"not_scored": _reasons, "edits": _comp
 """Parts of a summary that have words of their own."""
 
 
-def print(text: str, *, encoding: str | None = None) -> None:
+def write(text: str, *, encoding: str | None = None) -> None:
     """Text on standard output; characters that its encoding lacks are escaped.
 
     Raises:
